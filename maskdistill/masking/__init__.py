@@ -1,0 +1,23 @@
+"""What is hidden: maskers, their algebra, and the ratios and schedules they take."""
+
+from maskdistill.masking.base import MaskContext, Masker, Mixture, NoMasker
+from maskdistill.masking.blocks import BlockMasker
+from maskdistill.masking.guided import AttentionGuidedMasker
+from maskdistill.masking.parsing import parse_masker
+from maskdistill.masking.ratios import Cosine, Linear, Stratified, Uniform
+from maskdistill.masking.uniform import RandomMasker
+
+__all__ = [
+    "AttentionGuidedMasker",
+    "BlockMasker",
+    "Cosine",
+    "Linear",
+    "MaskContext",
+    "Masker",
+    "Mixture",
+    "NoMasker",
+    "RandomMasker",
+    "Stratified",
+    "Uniform",
+    "parse_masker",
+]

@@ -1,0 +1,459 @@
+"""What a masker is, what it may look at, and the algebra that makes maskers out of maskers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NoReturn, final
+
+import torch
+from torch import Tensor
+
+from maskdistill.masking._engine import top_k
+from maskdistill.masking.ratios import (
+    PerImage,
+    Ratio,
+    Scalar,
+    check_ratio,
+    constructor_repr,
+    hidden_count,
+    hidden_counts,
+    scalar_at,
+)
+
+
+@dataclass(frozen=True)
+class MaskContext:
+    """Everything a masker may look at when it draws.
+
+    Attributes:
+        batch: number of images, B.
+        grid: patch rows and columns, (H, W); N = H * W patches, row-major.
+        device: where the mask is wanted.
+        generator: the only source of randomness; None is torch's global generator.
+        progress: how far training has come, in [0, 1].
+        signals: named tensors that guide the draw, such as ``attention``.
+    """
+
+    batch: int
+    grid: tuple[int, int]
+    device: torch.device
+    generator: torch.Generator | None
+    progress: float
+    signals: Mapping[str, Tensor]
+
+    @property
+    def patches(self) -> int:
+        """Number of patches, N."""
+        return self.grid[0] * self.grid[1]
+
+    def rand(self, *shape: int) -> Tensor:
+        """Draw float32 numbers, uniform in [0, 1), on the context's device.
+
+        A generator on another device is honoured: the numbers are drawn there and moved, so a CPU
+        generator gives the same masks on a GPU.
+        """
+        if self.generator is None:
+            return torch.rand(shape, device=self.device)
+        drawn = torch.rand(shape, generator=self.generator, device=self.generator.device)
+        return drawn.to(self.device, non_blocking=True)
+
+    def count(self, ratio: Ratio) -> int | Tensor:
+        """Turn a ratio into hidden patches: one int for all rows, or ``(B,)`` int64."""
+        if isinstance(ratio, PerImage):
+            drawn = ratio.sample(self.batch, self.rand, self.progress)
+            return hidden_counts(drawn, self.patches)
+        return hidden_count(scalar_at(ratio, self.progress), self.patches)
+
+    def per_patch(self, name: str) -> Tensor:
+        """Return a signal as ``(B, N)`` float32, averaged over heads where it is ``(B, h, N)``."""
+        signal = self.signals[name]
+        shape = tuple(signal.shape)
+        if len(shape) not in (2, 3) or (shape[0], shape[-1]) != (self.batch, self.patches):
+            raise ValueError(
+                f"signal {name!r} must be (B, N) or (B, heads, N) with B={self.batch} and "
+                f"N={self.patches} (grid {self.grid[0]}x{self.grid[1]}, prefix tokens left out); "
+                f"got {shape}."
+            )
+        signal = signal.to(self.device, torch.float32)
+        return signal.mean(dim=1) if signal.ndim == 3 else signal
+
+
+class Masker(ABC):
+    """A distribution over sets of patches: call it to draw one set per image.
+
+    A masker is an immutable value: it compares, hashes and pickles, and its repr is the call that
+    builds it. It knows the grid, the batch, optional signals and a generator, never a model.
+    Maskers combine into maskers: ``a | b``, ``a & b``, ``a - b``, ``~a``, ``a.exactly(ratio)``,
+    ``a.sometimes(p)`` and ``Mixture``. **Each mention is a fresh draw**, so ``a & ~a`` is not empty
+    when ``a`` is random.
+
+    A subclass is a frozen dataclass with ``repr=False`` that fills one hook, ``_draw``.
+
+    >>> import maskdistill as md
+    >>> mask = md.RandomMasker(0.3)(batch=8, grid=(14, 14))
+    >>> mask.shape, mask.dtype, mask.sum(dim=1).unique()
+    (torch.Size([8, 196]), torch.bool, tensor([59]))
+    """
+
+    @final
+    def __call__(
+        self,
+        batch: int,
+        grid: tuple[int, int],
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        progress: float = 0.0,
+        **signals: Tensor,
+    ) -> Tensor:
+        """Draw a mask for each image of a batch.
+
+        Args:
+            batch: number of images, B >= 0.
+            grid: patch rows and columns, (H, W), each >= 1; N = H * W.
+            generator: source of every random number; None is torch's global generator, which is
+                also the only one that ``torch.compile`` can trace.
+            device: where the mask is wanted; by default where the signals are, else the
+                generator, else torch's default device.
+            progress: how far training has come, in [0, 1]; moves the schedules.
+            **signals: what guided maskers look at, e.g. ``attention`` as ``(B, N)`` or
+                ``(B, heads, N)``. Signals that nobody needs are ignored.
+
+        Returns:
+            ``(B, N)`` bool, True where a patch is hidden, row-major over the grid. Prefix tokens
+            (class token, registers) are never counted.
+
+        Raises:
+            ValueError: an argument is out of range, or a signal is missing or misshapen.
+        """
+        rows, columns = _check_request(self, batch, grid, progress)
+        missing = sorted(self.needs - signals.keys())
+        if missing:
+            given = f"only {sorted(signals)}" if signals else "none"
+            raise ValueError(
+                f"{self!r} needs the signal(s) {missing}, but {given} came. "
+                f"Pass {missing[0]}=... to the call."
+            )
+        if device is None:
+            device = _device_of(signals, generator)
+        mask = self._draw(
+            MaskContext(
+                batch, (rows, columns), torch.device(device), generator, progress, signals
+            )
+        )
+        assert mask.shape == (batch, rows * columns) and mask.dtype == torch.bool, (
+            f"{self!r} drew {tuple(mask.shape)} {mask.dtype}"
+        )
+        return mask
+
+    @abstractmethod
+    def _draw(self, context: MaskContext) -> Tensor:
+        """Draw the ``(B, N)`` bool mask; arguments are checked, signals are present."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the signals without which this masker cannot draw."""
+        return frozenset()
+
+    @property
+    def exact(self) -> bool:
+        """Whether every row hides exactly round(ratio * N) patches, half away from zero."""
+        return False
+
+    def fixed_count(self, patches: int, progress: float = 0.0) -> int | None:
+        """Return how many of ``patches`` every row hides, or None where that is not fixed.
+
+        Known before drawing, so that tokens can be dropped without asking the device.
+        """
+        return None
+
+    def exactly(self, ratio: Ratio) -> Masker:
+        """Trim or top up each row at random until it hides exactly round(ratio * N) patches."""
+        return Exactly(self, ratio)
+
+    def sometimes(self, p: Scalar) -> Masker:
+        """Mask each image with probability ``p`` (a number or a schedule), else not at all."""
+        return Sometimes(self, p)
+
+    def __or__(self, other: Masker) -> Masker:
+        return Union(self, other) if isinstance(other, Masker) else NotImplemented
+
+    def __and__(self, other: Masker) -> Masker:
+        return Intersection(self, other) if isinstance(other, Masker) else NotImplemented
+
+    def __sub__(self, other: Masker) -> Masker:
+        return Difference(self, other) if isinstance(other, Masker) else NotImplemented
+
+    def __invert__(self) -> Masker:
+        return Complement(self)
+
+    def __bool__(self) -> NoReturn:
+        # `a and b` would silently return b; the algebra's "and" is `&`.
+        raise TypeError("a masker has no truth value; use | & - ~ to combine maskers.")
+
+    def __repr__(self) -> str:
+        return constructor_repr(self)
+
+
+def hidden_if_fixed(ratio: Ratio, patches: int, progress: float) -> int | None:
+    """Return the hidden patches that a ratio asks of every row, or None if it varies by image."""
+    if isinstance(ratio, PerImage):
+        return None
+    return hidden_count(scalar_at(ratio, progress), patches)
+
+
+@dataclass(frozen=True, repr=False)
+class NoMasker(Masker):
+    """Hides nothing: the neutral element of ``|``, useful in a ``Mixture``.
+
+    >>> NoMasker()(2, (1, 3))
+    tensor([[False, False, False],
+            [False, False, False]])
+    """
+
+    @property
+    def exact(self) -> bool:
+        """True: every row hides 0 patches."""
+        return True
+
+    def fixed_count(self, patches: int, progress: float = 0.0) -> int:
+        """Return 0."""
+        return 0
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        return torch.zeros(
+            context.batch, context.patches, dtype=torch.bool, device=context.device
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class _Pair(Masker):
+    """Two maskers, each drawn afresh, joined patch by patch."""
+
+    left: Masker
+    right: Masker
+    _symbol: ClassVar[str]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What either side needs."""
+        return self.left.needs | self.right.needs
+
+    @final
+    def _draw(self, context: MaskContext) -> Tensor:
+        return self._join(self.left._draw(context), self.right._draw(context))
+
+    @abstractmethod
+    def _join(self, left: Tensor, right: Tensor) -> Tensor: ...
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.left)} {self._symbol} {_operand(self.right)}"
+
+
+class Union(_Pair):
+    """Hides what either masker hides: ``a | b``."""
+
+    _symbol = "|"
+
+    def _join(self, left: Tensor, right: Tensor) -> Tensor:
+        return left | right
+
+
+class Intersection(_Pair):
+    """Hides what both maskers hide: ``a & b``."""
+
+    _symbol = "&"
+
+    def _join(self, left: Tensor, right: Tensor) -> Tensor:
+        return left & right
+
+
+class Difference(_Pair):
+    """Hides what the first masker hides and the second does not: ``a - b``."""
+
+    _symbol = "-"
+
+    def _join(self, left: Tensor, right: Tensor) -> Tensor:
+        return left & ~right
+
+
+class _Wrapped(Masker):
+    """A masker made from one other masker, whose needs it passes on."""
+
+    masker: Masker
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the wrapped masker needs."""
+        return self.masker.needs
+
+
+@dataclass(frozen=True, repr=False)
+class Complement(_Wrapped):
+    """Hides what a masker shows: ``~a``."""
+
+    masker: Masker
+
+    def fixed_count(self, patches: int, progress: float = 0.0) -> int | None:
+        """Return the patches that the wrapped masker shows, if that is fixed."""
+        shown = self.masker.fixed_count(patches, progress)
+        return None if shown is None else patches - shown
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        return ~self.masker._draw(context)
+
+    def __repr__(self) -> str:
+        return f"~{_operand(self.masker)}"
+
+
+@dataclass(frozen=True, repr=False)
+class Exactly(_Wrapped):
+    """Trims or tops up each row at random to exactly round(ratio * N): ``a.exactly(ratio)``.
+
+    Topping up is how DINOv3 completes its block masks (Siméoni et al., 2025).
+    """
+
+    masker: Masker
+    ratio: Ratio
+
+    def __post_init__(self) -> None:
+        check_ratio("exactly", "ratio", self.ratio)
+
+    @property
+    def exact(self) -> bool:
+        """True: that is what it is for."""
+        return True
+
+    def fixed_count(self, patches: int, progress: float = 0.0) -> int | None:
+        """Return the exact count, if the ratio does not vary by image."""
+        return hidden_if_fixed(self.ratio, patches, progress)
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        return complete(self.masker._draw(context), context.count(self.ratio), context)
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.masker)}.exactly({self.ratio!r})"
+
+
+@dataclass(frozen=True, repr=False)
+class Sometimes(_Wrapped):
+    """Masks each image with probability ``p`` and leaves it whole otherwise: ``a.sometimes(p)``.
+
+    iBOT and AttMask mask half of the images (Zhou et al., 2022; Kakogeorgiou et al., 2022).
+    """
+
+    masker: Masker
+    p: Scalar
+
+    def __post_init__(self) -> None:
+        check_ratio("sometimes", "p", self.p, per_image=False)
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        chosen = context.rand(context.batch, 1) < scalar_at(self.p, context.progress)
+        return self.masker._draw(context) & chosen
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.masker)}.sometimes({self.p!r})"
+
+
+@dataclass(frozen=True, repr=False)
+class Mixture(Masker):
+    """Masks each image with one of several maskers, chosen by weight.
+
+    >>> Mixture({RandomMasker(0.3): 0.5, NoMasker(): 0.5})  # doctest: +SKIP
+    Mixture({RandomMasker(0.3): 0.5, NoMasker(): 0.5})
+
+    Args:
+        weights: probability of each masker, numbers or schedules, summing to 1.
+
+    Raises:
+        ValueError: no masker, a weight out of [0, 1], or weights that do not sum to 1.
+    """
+
+    weights: Mapping[Masker, Scalar]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weights, Mapping) or not self.weights:
+            raise ValueError(
+                f"Mixture: weights must be a non-empty dict of masker: probability; "
+                f"got {self.weights!r}."
+            )
+        for masker, weight in self.weights.items():
+            if not isinstance(masker, Masker):
+                raise ValueError(f"Mixture: every key must be a masker; got {masker!r}.")
+            check_ratio("Mixture", f"the weight of {masker!r}", weight, per_image=False)
+        for progress in (0.0, 1.0):
+            total = sum(scalar_at(w, progress) for w in self.weights.values())
+            if abs(total - 1.0) > 1e-6:
+                raise ValueError(
+                    f"Mixture: weights must sum to 1; at progress {progress:g} they sum to "
+                    f"{total:g}. Equal maskers count once: a dict keeps the last of equal keys."
+                )
+        object.__setattr__(self, "weights", dict(self.weights))  # nobody else can change it
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What any of the maskers needs."""
+        return frozenset().union(*(masker.needs for masker in self.weights))
+
+    def fixed_count(self, patches: int, progress: float = 0.0) -> int | None:
+        """Return the count that all maskers agree on, if they do."""
+        counts = {masker.fixed_count(patches, progress) for masker in self.weights}
+        return counts.pop() if len(counts) == 1 else None
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        weights = [scalar_at(w, context.progress) for w in self.weights.values()]
+        where = context.rand(context.batch, 1)
+        mask = torch.zeros(
+            context.batch, context.patches, dtype=torch.bool, device=context.device
+        )
+        low = 0.0
+        for index, (masker, weight) in enumerate(zip(self.weights, weights, strict=True)):
+            # The last interval is open-ended: rounding must leave no image without a masker.
+            high = low + weight if index < len(weights) - 1 else 2.0
+            mask = mask | (masker._draw(context) & (where >= low) & (where < high))
+            low = high
+        return mask
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.weights.items()))
+
+
+def complete(mask: Tensor, count: int | Tensor, context: MaskContext) -> Tensor:
+    """Trim or top up each row of ``mask`` at random until it hides exactly ``count``."""
+    return top_k(mask + context.rand(*mask.shape), count)
+
+
+def _operand(masker: Masker) -> str:
+    return f"({masker!r})" if isinstance(masker, (_Pair, Complement)) else repr(masker)
+
+
+def _check_request(
+    masker: Masker, batch: int, grid: tuple[int, int], progress: float
+) -> tuple[int, int]:
+    if not isinstance(batch, int) or batch < 0:
+        raise ValueError(f"{masker!r}: batch must be an int >= 0; got {batch!r}.")
+    if (
+        not isinstance(grid, (tuple, list))
+        or len(grid) != 2
+        or not all(isinstance(side, int) and side >= 1 for side in grid)
+    ):
+        raise ValueError(
+            f"{masker!r}: grid must be (rows, columns), two ints >= 1; got {grid!r}."
+        )
+    if not 0.0 <= progress <= 1.0:
+        raise ValueError(
+            f"{masker!r}: progress must lie in [0, 1]; got {progress!r}. "
+            "It is the share of training that is done, not a step or an epoch."
+        )
+    return grid[0], grid[1]
+
+
+def _device_of(
+    signals: Mapping[str, Tensor], generator: torch.Generator | None
+) -> torch.device:
+    for signal in signals.values():
+        return signal.device
+    return generator.device if generator is not None else torch.get_default_device()

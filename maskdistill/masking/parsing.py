@@ -1,0 +1,132 @@
+"""Maskers from text: reads what a masker's repr writes, and runs nothing."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from maskdistill.masking.base import Masker, Mixture, NoMasker
+from maskdistill.masking.blocks import BlockMasker
+from maskdistill.masking.guided import AttentionGuidedMasker
+from maskdistill.masking.ratios import Cosine, Linear, Stratified, Uniform
+from maskdistill.masking.uniform import RandomMasker
+
+_NAMES: Mapping[str, Callable[..., Any]] = {
+    kind.__name__: kind
+    for kind in (
+        RandomMasker,
+        BlockMasker,
+        AttentionGuidedMasker,
+        NoMasker,
+        Mixture,
+        Uniform,
+        Stratified,
+        Linear,
+        Cosine,
+    )
+}
+_METHODS = ("exactly", "sometimes")
+_LONGEST = 4096
+"""Characters; deeper nesting than fits in this would exhaust the parser's stack."""
+
+
+def parse_masker(text: str) -> Masker:
+    """Build a masker from its repr.
+
+    >>> parse_masker("BlockMasker(0.4).sometimes(0.5) | RandomMasker(ratio=0.1)")
+    BlockMasker(0.4).sometimes(0.5) | RandomMasker(0.1)
+
+    Only the library's maskers, ratios and schedules, the operators ``| & - ~``, the methods
+    ``exactly`` and ``sometimes``, and literals are read; nothing is evaluated.
+
+    Args:
+        text: an expression of at most 4096 characters.
+
+    Raises:
+        ValueError: the text is no such expression, or a masker refuses its arguments.
+    """
+    if len(text) > _LONGEST:
+        raise ValueError(f"a masker's text may have {_LONGEST} characters; got {len(text)}.")
+    try:
+        masker = _read(ast.parse(text.strip(), mode="eval").body, text)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(
+            f"cannot read the masker {text!r}: {error}. Write it as in Python, for example "
+            "RandomMasker(0.3)."
+        ) from None
+    if not isinstance(masker, Masker):
+        raise ValueError(
+            f"{text!r} is not a masker but {masker!r}. Write for example RandomMasker(0.3)."
+        )
+    return masker
+
+
+def _read(node: ast.expr, text: str) -> Any:
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() | None as value):
+            return value
+        case ast.Name(id="inf"):
+            return math.inf
+        case ast.Tuple(elts=items):
+            return tuple(_read(item, text) for item in items)
+        case ast.Dict(keys=keys, values=values) if None not in keys:
+            return {
+                _read(key, text): _read(value, text)
+                for key, value in zip(keys, values, strict=True)
+                if key is not None
+            }
+        case ast.UnaryOp(op=ast.USub(), operand=operand) if isinstance(operand, ast.Constant):
+            value = _read(operand, text)
+            if isinstance(value, (int, float)):
+                return -value
+        case ast.UnaryOp(op=ast.Invert(), operand=operand):
+            return ~_masker(operand, text)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _masker(left, text) | _masker(right, text)
+        case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
+            return _masker(left, text) & _masker(right, text)
+        case ast.BinOp(left=left, op=ast.Sub(), right=right):
+            return _masker(left, text) - _masker(right, text)
+        case ast.Call(func=function, args=args, keywords=keywords):
+            positional = [_read(arg, text) for arg in args]
+            named = {k.arg: _read(k.value, text) for k in keywords if k.arg is not None}
+            if len(named) == len(keywords):
+                return _call(_function(function, text), positional, named)
+    raise ValueError(
+        f"cannot read {ast.unparse(node)!r} in the masker {text!r}: only maskers "
+        f"({', '.join(_NAMES)}), | & - ~, .exactly(...), .sometimes(...) and literals are allowed."
+    )
+
+
+def _masker(node: ast.expr, text: str) -> Masker:
+    value = _read(node, text)
+    if not isinstance(value, Masker):
+        raise ValueError(f"in {text!r}, {ast.unparse(node)!r} is not a masker.")
+    return value
+
+
+def _function(node: ast.expr, text: str) -> Callable[..., Any]:
+    match node:
+        case ast.Name(id=name) if name in _NAMES:
+            return _NAMES[name]
+        case ast.Name(id=name):
+            close = difflib.get_close_matches(name, _NAMES, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ValueError(f"unknown masker {name!r}.{hint} Known: {', '.join(_NAMES)}.")
+        case ast.Attribute(value=owner, attr=name) if name in _METHODS:
+            method: Callable[..., Any] = getattr(_masker(owner, text), name)
+            return method
+    raise ValueError(
+        f"cannot call {ast.unparse(node)!r} in the masker {text!r}: only maskers and their "
+        f"methods {', '.join(_METHODS)} can be called."
+    )
+
+
+def _call(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{function.__name__}: {error}.") from None

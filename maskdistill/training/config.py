@@ -1,0 +1,179 @@
+"""The trainer's settings: facebookresearch/dino's, except where a small data set needs others."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from maskdistill.applying import Application
+from maskdistill.objectives import Centering
+from maskdistill.training.optimizer import ClipMode
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of one training run.
+
+    ``None`` means "scaled with the data": ``resolved()`` says what that is. Everything else
+    defaults to facebookresearch/dino's value for ViT-Ti and ViT-S.
+
+    >>> config = TrainingConfig(epochs=300).resolved(images=50_000)
+    >>> config.out_dim, config.momentum
+    (4096, 0.996)
+    """
+
+    model: str = "vit_tiny_patch16_224"
+    """Any timm ViT by name."""
+    image_size: int = 224
+    """Pixels of a side of the global crops, and of evaluation images."""
+    patch_size: int = 16
+    """Pixels of a side of a patch."""
+    depth: int | None = None
+    """Number of blocks; None is the model's own."""
+    apply: Application = "token"
+    """How masks are applied: token, drop or pixel."""
+    drop_path: float = 0.1
+    """Stochastic depth of the student; the teacher has none."""
+
+    local_crops: int = 8
+    """Number of local crops per image."""
+    local_size: int | None = None
+    """Pixels of a side of the local crops; None is 3/7 of image_size (96 at 224)."""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """Least and greatest share of the image's area in a global crop."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Least and greatest share of the image's area in a local crop."""
+
+    epochs: int = 100
+    """Passes over the data."""
+    max_steps: int | None = None
+    """Ends training, and all schedules, after so many steps, if that is sooner."""
+    batch_size: int = 64
+    """Images per step and process."""
+    seed: int = 0
+    """Of weights, data order, crops and masks."""
+
+    out_dim: int | None = None
+    """Number of prototypes; None scales with the data, to 65536 on ImageNet."""
+    hidden_dim: int = 2048
+    """Width of the head's hidden layers."""
+    bottleneck_dim: int = 256
+    """Width of the head before the prototypes."""
+    norm_last_layer: bool = True
+    """Keep the prototypes at unit length."""
+    student_temp: float = 0.1
+    """The student's softmax temperature."""
+    teacher_temp: float = 0.04
+    """The teacher's softmax temperature after its warm-up."""
+    warmup_teacher_temp: float = 0.04
+    """The teacher's softmax temperature at the start."""
+    warmup_teacher_temp_epochs: int = 0
+    """Epochs of the temperature's linear warm-up."""
+    centering: Centering = "center"
+    """How the teacher is kept from collapse: center (the original) or sinkhorn_knopp."""
+    center_momentum: float = 0.9
+    """Of the centre's running mean."""
+
+    lr: float = 5e-4
+    """Peak learning rate for a batch of 256; scaled linearly with the batch over all processes."""
+    min_lr: float = 1e-6
+    """Final learning rate."""
+    warmup_epochs: float | None = None
+    """Epochs of the learning rate's linear warm-up; None is a tenth of the run (10 of 100)."""
+    weight_decay: float = 0.04
+    """Weight decay at the start."""
+    weight_decay_end: float = 0.4
+    """Weight decay at the end of a cosine."""
+    decay_tokens: bool = True
+    """Decay the position embedding and the class and mask tokens too, as the original does."""
+    clip_grad: float = 3.0
+    """Greatest gradient norm; 0 clips nothing."""
+    clip_mode: ClipMode = "per_parameter"
+    """Clip each tensor by its own norm (the original) or all by the global one."""
+    freeze_last_layer: float = 1.0
+    """Epochs in which the prototypes stay as they are."""
+    momentum: float | None = None
+    """The teacher's momentum at the start, rising to 1; None scales with the length of the run."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "auto"
+    """auto is bfloat16 autocast on a GPU that has it, else float32."""
+    workers: int | None = None
+    """Loader processes; None is all cores but one, at most 8."""
+    log_every: int = 10
+    """Steps between two lines of metrics; the only times the host waits for an accelerator."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "epochs", "batch_size", "log_every",
+                     "checkpoint_every", "hidden_dim", "bottleneck_dim"):  # fmt: skip
+            self._require(name, getattr(self, name) >= 1, "must be an int >= 1")
+        for name in ("depth", "local_size", "max_steps", "out_dim"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 1, "must be None or an int >= 1")
+        for name in ("student_temp", "teacher_temp", "warmup_teacher_temp", "lr"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "must be a number > 0")
+        for name in ("local_crops", "min_lr", "weight_decay", "weight_decay_end", "clip_grad",
+                     "freeze_last_layer", "warmup_teacher_temp_epochs"):  # fmt: skip
+            self._require(name, getattr(self, name) >= 0, "must be a number >= 0")
+        for name in ("workers", "warmup_epochs"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 0, "must be None or a number >= 0")
+        self._require("drop_path", 0 <= self.drop_path < 1, "must lie in [0, 1)")
+        self._require("center_momentum", 0 <= self.center_momentum < 1, "must lie in [0, 1)")
+        self._require(
+            "momentum", self.momentum is None or 0 <= self.momentum <= 1, "must lie in [0, 1]"
+        )
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            self._require(name, 0 < low <= high <= 1, "must be (low, high), 0 < low <= high <= 1")
+        for name in ("image_size", "local_size"):
+            value = getattr(self, name)
+            if value is not None and value % self.patch_size:
+                raise ValueError(
+                    f"{name} must be a multiple of patch_size ({self.patch_size}), so that "
+                    f"patches divide the image; got {value}."
+                )
+
+    def _require(self, name: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} {wanted}; got {getattr(self, name)!r}.")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the length of the run in steps."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def resolved(self, images: int, world: int = 1) -> TrainingConfig:
+        """Return the settings with every ``None`` that depends on the data replaced.
+
+        - ``out_dim``: the power of two next above images / 16, from 256 to 65536, so that
+          prototypes are about as many per image as on ImageNet;
+        - ``momentum``: 0.996, but averaging over at most a 50th of the run, and at least 0.98;
+        - ``local_size``: 3/7 of the image size, as 96 to 224, rounded to whole patches;
+        - ``warmup_epochs``: a tenth of the run.
+
+        Args:
+            images: in the training data.
+            world: number of processes.
+        """
+        per_epoch = max(images // (self.batch_size * world), 1)
+        steps = self.total_steps(per_epoch)
+        changes: dict[str, object] = {}
+        if self.out_dim is None:
+            power = math.ceil(math.log2(max(images / 16, 1)))
+            changes["out_dim"] = min(max(2**power, 256), 65536)
+        if self.momentum is None:
+            changes["momentum"] = min(0.996, max(0.98, 1 - 50 / steps))
+        if self.local_size is None:
+            patches = max(round(self.image_size * 3 / 7 / self.patch_size), 1)
+            changes["local_size"] = patches * self.patch_size
+        if self.warmup_epochs is None:
+            changes["warmup_epochs"] = 0.1 * steps / per_epoch
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,218 @@
+"""One step of DINO: everything that changes the networks, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskdistill.models import MaskedViT, MultiCropOutput, MultiCropWrapper
+from maskdistill.objectives import DINOLoss
+from maskdistill.training.optimizer import (
+    ClipMode,
+    clip_gradients,
+    freeze_gradients,
+    update_average,
+)
+from maskdistill.views import ViewPolicy
+
+
+@dataclass
+class TrainState:
+    """The networks and what goes with them: all that a step changes and a checkpoint holds.
+
+    Attributes:
+        student: trained by gradient. Wrap it for data parallelism; ``student_net`` is the bare one.
+        teacher: an average of the student, never trained.
+        objective: holds the centre.
+        optimizer: over the student; group 0 is the one with weight decay.
+    """
+
+    student: nn.Module
+    teacher: MultiCropWrapper
+    objective: DINOLoss
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def student_net(self) -> MultiCropWrapper:
+        """The student without a data-parallel wrapper."""
+        net = getattr(self.student, "module", self.student)
+        assert isinstance(net, MultiCropWrapper)
+        return net
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What the schedules say at one step.
+
+    Attributes:
+        lr: learning rate of all groups.
+        weight_decay: of group 0.
+        momentum: of the teacher's average.
+        teacher_temp: the teacher's softmax temperature.
+        progress: share of training that is done, in [0, 1]; moves the maskers' schedules.
+        freeze_last_layer: leave the prototypes as they are, as in the first epochs.
+        clip_grad: greatest gradient norm; 0 clips nothing.
+        clip_mode: per parameter, as the original, or global.
+        amp_dtype: autocast's dtype, or None for float32.
+    """
+
+    lr: float
+    weight_decay: float
+    momentum: float
+    teacher_temp: float
+    progress: float = 0.0
+    freeze_last_layer: bool = False
+    clip_grad: float = 3.0
+    clip_mode: ClipMode = "per_parameter"
+    amp_dtype: torch.dtype | None = None
+
+
+class StepMetrics(NamedTuple):
+    """What a step measured, as scalar tensors on the device: reading one waits for it.
+
+    Attributes:
+        loss: of this step.
+        grad_norm: of all gradients together, before clipping.
+        teacher_entropy: mean entropy of the targets, in nats; ln(K) is uniform.
+        feature_spread: of the teacher's embeddings; 0 when all images map to one point, 1 when
+            they point in all directions.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    teacher_entropy: Tensor
+    feature_spread: Tensor
+
+
+def make_teacher(student: MultiCropWrapper) -> MultiCropWrapper:
+    """Return a frozen copy of the student, without drop path or dropout.
+
+    Batch norm, where a stem has it, goes on using the batch, as in the original: the average moves
+    parameters only, so its buffers would grow stale.
+    """
+    teacher = copy.deepcopy(student).requires_grad_(False).eval()
+    for module in teacher.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    return teacher
+
+
+def train_step(
+    state: TrainState,
+    crops: Sequence[Tensor],
+    policy: ViewPolicy,
+    settings: StepSettings,
+    generator: torch.Generator | None = None,
+) -> StepMetrics:
+    """Draw the masks, run teacher and student, and update both.
+
+    The order is facebookresearch/dino's: schedules, teacher, student, loss with the centre as it
+    was, new centre, backward, clip, frozen last layer, optimiser, average. It reads no clock, file
+    or configuration and makes the host wait for nothing. The masks depend on ``generator`` alone;
+    drop path draws from torch's global generator, so seed both for an exact repetition.
+
+    Args:
+        state: changed in place.
+        crops: ``(B, 3, H, W)`` each, normalised, global crops first.
+        policy: who sees which mask.
+        settings: what the schedules say.
+        generator: source of the masks, on the crops' device or the CPU.
+
+    Returns:
+        Metrics of the step, still on the device.
+    """
+    for i, group in enumerate(state.optimizer.param_groups):
+        group["lr"] = settings.lr
+        if i == 0:
+            group["weight_decay"] = settings.weight_decay
+
+    with torch.autocast(
+        crops[0].device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None
+    ):
+        teacher, attention = _run_teacher(state.teacher, crops, policy, settings, generator)
+        student = _run_student(state, crops, policy, settings, generator, attention)
+    targets = state.objective.targets(teacher.logits, settings.teacher_temp)
+    loss = state.objective(student.logits, targets, views=len(crops))
+    state.objective.update_center(teacher.logits)
+
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    net = state.student_net
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    norm = clip_gradients(gradients, settings.clip_grad, settings.clip_mode)
+    if settings.freeze_last_layer:
+        freeze_gradients(net, "last_layer")
+    state.optimizer.step()
+    update_average(state.teacher.parameters(), net.parameters(), settings.momentum)
+    spread = feature_spread(teacher.features[: crops[0].shape[0]])
+    return StepMetrics(loss.detach(), norm, _entropy(targets), spread)
+
+
+@torch.no_grad()
+def _run_teacher(
+    teacher: MultiCropWrapper,
+    crops: Sequence[Tensor],
+    policy: ViewPolicy,
+    settings: StepSettings,
+    generator: torch.Generator | None,
+) -> tuple[MultiCropOutput, list[Tensor] | None]:
+    """Return the teacher's output on the global crops, and its attention if the policy asks."""
+    views = crops[: policy.global_crops]
+    vit: MaskedViT = teacher.backbone
+    masks, counts = policy.teacher_masks(
+        crops, vit.patch_size, generator=generator, progress=settings.progress
+    )
+    if "attention" not in policy.needs:
+        return teacher(views, masks, counts), None
+    with vit.record_attention() as record:
+        output = teacher(views, masks, counts)
+    sizes = [view.shape[0] for view in views]
+    if record.attention.shape[0] != sum(sizes):
+        raise ValueError(
+            "attention-guided masks need all global crops in one teacher forward: give them one "
+            f"size and one number of hidden patches; got sizes {[tuple(v.shape) for v in views]}."
+        )
+    return output, list(record.attention.split(sizes))
+
+
+def _run_student(
+    state: TrainState,
+    crops: Sequence[Tensor],
+    policy: ViewPolicy,
+    settings: StepSettings,
+    generator: torch.Generator | None,
+    attention: list[Tensor] | None,
+) -> MultiCropOutput:
+    signals = {} if attention is None else {"attention": attention}
+    masks, counts = policy.student_masks(
+        crops,
+        state.student_net.backbone.patch_size,
+        generator=generator,
+        progress=settings.progress,
+        **signals,
+    )
+    output: MultiCropOutput = state.student(crops, masks, counts)
+    return output
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -torch.special.xlogy(p, p).sum(dim=-1).mean()
+
+
+def feature_spread(features: Tensor) -> Tensor:
+    """Return how far unit-length embeddings spread: 0 at one point, 1 in all directions.
+
+    Args:
+        features: ``(B, D)``.
+
+    Returns:
+        sqrt(1 - |mean of the unit vectors|^2), a scalar tensor.
+    """
+    mean = F.normalize(features.float(), dim=-1).mean(dim=0)
+    return (1 - mean.square().sum()).clamp(min=0).sqrt()

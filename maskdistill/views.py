@@ -1,0 +1,330 @@
+"""Who sees what: the table of {student, teacher} x {global, local} views, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from maskdistill.applying import patch_grid
+from maskdistill.masking.base import Masker
+
+PatchSize: TypeAlias = int | tuple[int, int]
+Signal: TypeAlias = Tensor | Sequence[Tensor]
+
+# Who can be guided by what: the teacher sees only global views, and runs before the student's masks
+# are drawn, so its attention exists for the student's global views and for nobody else.
+_ATTENTION = "attention"
+
+
+@dataclass(frozen=True)
+class ViewMasks:
+    """The masks of one step, one entry per view.
+
+    Attributes:
+        student: for each crop, ``(B, N_v)`` bool with True = hidden, or None where it is clean.
+        teacher: the same for the teacher's views, which are the global crops.
+        student_counts: for each crop, the hidden patches of every row where they are known without
+            asking the device, else None; 0 for a clean crop.
+        teacher_counts: the same for the teacher's views.
+    """
+
+    student: list[Tensor | None]
+    teacher: list[Tensor | None]
+    student_counts: list[int | None]
+    teacher_counts: list[int | None]
+
+
+@dataclass(frozen=True, eq=False)
+class ViewPolicy:
+    """Decides which views are masked, for whom, and by which masker.
+
+    >>> import maskdistill as md
+    >>> policy = md.ViewPolicy(student_global=md.RandomMasker(0.3))
+    >>> print(policy)
+              global views        local views
+    student   RandomMasker(0.3)   clean
+    teacher   clean               not seen
+    >>> crops = [torch.zeros(4, 3, 64, 64)] * 2 + [torch.zeros(4, 3, 32, 32)] * 6
+    >>> masks = policy(crops, patch_size=8)
+    >>> [None if m is None else tuple(m.shape) for m in masks.student[:3]], masks.teacher
+    ([(4, 64), (4, 64), None], [None, None])
+
+    Args:
+        student_global: masks the student's global views; None leaves them clean.
+        student_local: masks the student's local views.
+        teacher_global: masks the teacher's views, which are the global ones.
+        global_crops: number of global crops; they come first among the crops.
+
+    Each masker draws anew for each role and view, all views of one size in one draw.
+
+    Raises:
+        ValueError: a masker asks for the teacher's attention on views where there is none, or
+            ``global_crops`` is less than 1.
+        TypeError: something that is no masker.
+    """
+
+    student_global: Masker | None = None
+    student_local: Masker | None = None
+    teacher_global: Masker | None = None
+    global_crops: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("student_global", "student_local", "teacher_global"):
+            masker = getattr(self, name)
+            if masker is not None and not isinstance(masker, Masker):
+                raise TypeError(f"{name} must be a masker or None; got {masker!r}.")
+        if not isinstance(self.global_crops, int) or self.global_crops < 1:
+            raise ValueError(f"global_crops must be an int >= 1; got {self.global_crops!r}.")
+        self._refuse_attention(
+            "student_local", "the teacher attends to the global views alone"
+        )
+        self._refuse_attention(
+            "teacher_global", "the teacher's masks are drawn before the teacher has run"
+        )
+
+    def _refuse_attention(self, name: str, why: str) -> None:
+        masker = getattr(self, name)
+        if masker is not None and _ATTENTION in masker.needs:
+            raise ValueError(
+                f"{name}={masker!r} needs the signal {_ATTENTION!r}, which it cannot get: {why}. "
+                "Use it as student_global, or choose a masker without signals."
+            )
+
+    # --- The published placement, and the ablations that a reader of the paper asks for.
+
+    @staticmethod
+    def none(*, global_crops: int = 2) -> ViewPolicy:
+        """Mask nothing: plain DINO (Caron et al., 2021)."""
+        return ViewPolicy(global_crops=global_crops)
+
+    @staticmethod
+    def asymmetric(masker: Masker, *, global_crops: int = 2) -> ViewPolicy:
+        """Mask the student's global views only (arXiv 2506.10582)."""
+        return ViewPolicy(student_global=masker, global_crops=global_crops)
+
+    @staticmethod
+    def symmetric(masker: Masker, *, global_crops: int = 2) -> ViewPolicy:
+        """Mask the global views of both, each with a draw of its own; local views stay clean."""
+        return ViewPolicy(
+            student_global=masker, teacher_global=masker, global_crops=global_crops
+        )
+
+    @staticmethod
+    def student_all_views(masker: Masker, *, global_crops: int = 2) -> ViewPolicy:
+        """Mask all of the student's views, local ones too."""
+        return ViewPolicy(
+            student_global=masker, student_local=masker, global_crops=global_crops
+        )
+
+    @staticmethod
+    def local_only(masker: Masker, *, global_crops: int = 2) -> ViewPolicy:
+        """Mask the student's local views only."""
+        return ViewPolicy(student_local=masker, global_crops=global_crops)
+
+    @staticmethod
+    def teacher_only(masker: Masker, *, global_crops: int = 2) -> ViewPolicy:
+        """Mask the teacher's views only."""
+        return ViewPolicy(teacher_global=masker, global_crops=global_crops)
+
+    # --- Drawing
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of all signals that the policy's maskers need."""
+        maskers = (self.student_global, self.student_local, self.teacher_global)
+        return frozenset().union(*(m.needs for m in maskers if m is not None))
+
+    @property
+    def masks_student(self) -> bool:
+        """Whether any of the student's views is masked."""
+        return self.student_global is not None or self.student_local is not None
+
+    def __call__(
+        self,
+        crops: Sequence[Tensor],
+        patch_size: PatchSize,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 0.0,
+        **signals: Signal,
+    ) -> ViewMasks:
+        """Draw the masks of all views, the teacher's first.
+
+        Args:
+            crops: the student's views, ``(B, C, H, W)`` each, global crops first.
+            patch_size: pixels per patch, one int or (height, width).
+            generator: source of every random number; None is torch's global generator.
+            progress: how far training has come, in [0, 1].
+            **signals: what guided maskers need, one tensor per global crop: ``attention`` is the
+                teacher's, ``(B, N)`` or ``(B, heads, N)``, on the same crops.
+
+        Returns:
+            The masks, in the order of the crops and on their device.
+
+        Raises:
+            ValueError: too few crops, patches that do not divide a crop, or a missing signal.
+        """
+        teacher, teacher_counts = self.teacher_masks(
+            crops, patch_size, generator=generator, progress=progress
+        )
+        student, student_counts = self.student_masks(
+            crops, patch_size, generator=generator, progress=progress, **signals
+        )
+        return ViewMasks(student, teacher, student_counts, teacher_counts)
+
+    def teacher_masks(
+        self,
+        crops: Sequence[Tensor],
+        patch_size: PatchSize,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 0.0,
+    ) -> tuple[list[Tensor | None], list[int | None]]:
+        """Draw the teacher's masks alone, and their counts, for a step that runs it first."""
+        views = self._split(crops)[0]
+        return _draw(self.teacher_global, views, patch_size, generator, progress, {})
+
+    def student_masks(
+        self,
+        crops: Sequence[Tensor],
+        patch_size: PatchSize,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 0.0,
+        **signals: Signal,
+    ) -> tuple[list[Tensor | None], list[int | None]]:
+        """Draw the student's masks alone, and their counts; they may read the teacher's signals."""
+        whole, local = self._split(crops)
+        views = {
+            name: _one_per_view(name, signal, len(whole)) for name, signal in signals.items()
+        }
+        masks, counts = _draw(
+            self.student_global, whole, patch_size, generator, progress, views
+        )
+        # Signals are per global view; a local view has none.
+        more, more_counts = _draw(
+            self.student_local, local, patch_size, generator, progress, {}
+        )
+        return masks + more, counts + more_counts
+
+    def _split(self, crops: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        if isinstance(crops, Tensor) or len(crops) < self.global_crops:
+            came = "a single tensor" if isinstance(crops, Tensor) else f"{len(crops)} crop(s)"
+            raise ValueError(
+                f"crops must be a list of at least {self.global_crops} tensors (B, C, H, W), "
+                f"global crops first; got {came}."
+            )
+        for crop in crops:
+            if crop.ndim != 4:
+                raise ValueError(f"each crop must be (B, C, H, W); got {tuple(crop.shape)}.")
+        return crops[: self.global_crops], crops[self.global_crops :]
+
+    # --- Printing and comparing
+
+    def __str__(self) -> str:
+        def cell(masker: Masker | None) -> str:
+            return "clean" if masker is None else repr(masker)
+
+        rows = [
+            ("", "global views", "local views"),
+            ("student", cell(self.student_global), cell(self.student_local)),
+            ("teacher", cell(self.teacher_global), "not seen"),
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = (
+            "   ".join(text.ljust(w) for text, w in zip(r, widths, strict=True)) for r in rows
+        )
+        return "\n".join(line.rstrip() for line in lines)
+
+    def __repr__(self) -> str:
+        more = f", global_crops={self.global_crops}" if self.global_crops != 2 else ""
+        return (
+            f"ViewPolicy(student_global={self.student_global!r}, "
+            f"student_local={self.student_local!r}, teacher_global={self.teacher_global!r}{more})"
+        )
+
+    def _key(self) -> tuple[Any, ...]:
+        return (self.student_global, self.student_local, self.teacher_global, self.global_crops)
+
+    def __eq__(self, other: object) -> bool:
+        # AsymmetricMaskPolicy(m) is a ViewPolicy(student_global=m), and equals it.
+        return self._key() == other._key() if isinstance(other, ViewPolicy) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+class AsymmetricMaskPolicy(ViewPolicy):
+    """Masks the student's global views only: its local views and the teacher's stay clean.
+
+    >>> import maskdistill as md
+    >>> policy = md.AsymmetricMaskPolicy(md.RandomMasker(0.3))
+    >>> policy == md.ViewPolicy(student_global=md.RandomMasker(0.3))
+    True
+
+    Args:
+        masker: masks the student's global views.
+        global_crops: number of global crops.
+
+    The placement of "Rethinking Random Masking in Self-Distillation on ViT" (Seong and Han, arXiv
+    2506.10582, 2025), and of iBOT and DINOv2. The paper's ratio and way of applying the mask could
+    not be verified: the masker is yours to choose, and ours is a reconstruction.
+    """
+
+    def __init__(self, masker: Masker, *, global_crops: int = 2) -> None:
+        if masker is None:
+            raise TypeError("masker must be a masker; for no mask at all use ViewPolicy.none().")
+        super().__init__(student_global=masker, global_crops=global_crops)
+
+
+POLICIES: Mapping[str, Callable[[Masker], ViewPolicy]] = {
+    "none": lambda masker: ViewPolicy.none(),
+    "asymmetric": AsymmetricMaskPolicy,
+    "symmetric": ViewPolicy.symmetric,
+    "student-all-views": ViewPolicy.student_all_views,
+    "local-only": ViewPolicy.local_only,
+    "teacher-only": ViewPolicy.teacher_only,
+}
+"""The named placements, for command lines; in code call the constructors."""
+
+
+def _one_per_view(name: str, signal: Signal, views: int) -> Sequence[Tensor]:
+    if isinstance(signal, Tensor) or len(signal) != views:
+        came = "one tensor" if isinstance(signal, Tensor) else f"{len(signal)}"
+        raise ValueError(
+            f"signal {name!r} must be a list with one tensor per global crop ({views}); got {came}."
+        )
+    return signal
+
+
+def _draw(
+    masker: Masker | None,
+    views: Sequence[Tensor],
+    patch_size: PatchSize,
+    generator: torch.Generator | None,
+    progress: float,
+    signals: Mapping[str, Sequence[Tensor]],
+) -> tuple[list[Tensor | None], list[int | None]]:
+    """Draw for views of one role and kind: all views of one size in one call."""
+    grids = [patch_grid((view.shape[2], view.shape[3]), patch_size) for view in views]
+    masks: list[Tensor | None] = [None] * len(views)
+    if masker is None:
+        return masks, [0] * len(views)
+    for grid in dict.fromkeys(grids):
+        group = [i for i, other in enumerate(grids) if other == grid]
+        sizes = [views[i].shape[0] for i in group]
+        drawn = masker(
+            sum(sizes),
+            grid,
+            generator=generator,
+            device=views[group[0]].device,
+            progress=progress,
+            **{name: torch.cat([signal[i] for i in group]) for name, signal in signals.items()},
+        )
+        for i, mask in zip(group, drawn.split(sizes), strict=True):
+            masks[i] = mask
+    return masks, [masker.fixed_count(h * w, progress) for h, w in grids]
