@@ -13,13 +13,20 @@ Without --data it trains on built-in scenes, in minutes on 2 CPU cores; with --d
 mini-ImageNet in whichever form you have it."""
 
 SCENES = JobConfig(
-    image_size=48,
+    image_size=32,
     patch_size=8,
-    depth=4,
+    depth=3,
     local_crops=4,
-    epochs=10,
-    batch_size=64,
+    local_size=16,
+    local_scale=(0.15, 0.5),
+    epochs=4,
+    batch_size=32,
+    out_dim=256,
     hidden_dim=512,
+    teacher_temp=0.03,
+    warmup_teacher_temp=0.03,
+    lr=8e-3,
+    momentum=0.99,
 )
 
 MINI_IMAGENET = JobConfig(

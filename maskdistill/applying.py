@@ -38,9 +38,7 @@ def check_mask(mask: Tensor, batch: int, grid: tuple[int, int]) -> None:
         )
 
 
-def patch_grid(
-    image_size: tuple[int, int], patch_size: int | tuple[int, int]
-) -> tuple[int, int]:
+def patch_grid(image_size: tuple[int, int], patch_size: int | tuple[int, int]) -> tuple[int, int]:
     """Return the patch grid (H, W) of an image of (height, width) pixels.
 
     >>> patch_grid((224, 160), 16)

@@ -52,9 +52,7 @@ _SHOWN = 10
 PolicyName = Literal[
     "none", "asymmetric", "symmetric", "student-all-views", "local-only", "teacher-only"
 ]
-DataFormat = Literal[
-    "auto", "ravi-csv", "vinyals-csv", "imagefolder", "pickle", "parquet", "pack"
-]
+DataFormat = Literal["auto", "ravi-csv", "vinyals-csv", "imagefolder", "pickle", "parquet", "pack"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,9 @@ def run_job(config: JobConfig) -> dict[str, Any]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"the output folder {out} cannot be made: {error}. Choose --out.") from None
+        raise ValueError(
+            f"the output folder {out} cannot be made: {error}. Choose --out."
+        ) from None
 
     start: dict[str, Any] = {}
     before: Tensor | None = None
@@ -204,14 +204,14 @@ class _Judge:
     def __init__(self, config: JobConfig, images: _Images) -> None:
         self.size = config.image_size
         self.images = images
-        self.train_indices = balanced_indices(torch.from_numpy(images.train_labels), config.knn_train)
+        self.train_indices = balanced_indices(
+            torch.from_numpy(images.train_labels), config.knn_train
+        )
         self.val_indices = balanced_indices(torch.from_numpy(images.val_labels), config.knn_val)
         self.shown = self._distinct_images()
 
     def knn(self, vit: MaskedViT) -> float:
-        train = extract_features(
-            vit, self.images.train, self.size, indices=self.train_indices
-        )
+        train = extract_features(vit, self.images.train, self.size, indices=self.train_indices)
         val = extract_features(vit, self.images.val, self.size, indices=self.val_indices)
         return knn_accuracy(*train, *val)
 
@@ -351,7 +351,7 @@ def _masks_figure(trainer: Trainer, images: _Images, policy: ViewPolicy) -> Any:
                 config.local_scale,
             )(image).images
         ]
-    signals: dict[str, list[Tensor]] = {}
+    signals: dict[str, Any] = {}
     vit = trainer.teacher.backbone
     if "attention" in policy.needs:
         device = trainer.processes.device
@@ -402,12 +402,8 @@ def _append_last(path: Path, step: int, values: dict[str, float]) -> None:
 
 def _save_backbone(vit: MaskedViT, config: TrainingConfig, path: Path) -> None:
     """Write the teacher's backbone in timm's own layout."""
-    arguments = backbone_arguments(
-        config.model, config.image_size, config.patch_size, config.depth
-    )
-    state = {
-        name: tensor.contiguous().cpu() for name, tensor in vit.backbone.state_dict().items()
-    }
+    arguments = backbone_arguments(config.model, config.image_size, config.patch_size, config.depth)
+    state = {name: tensor.contiguous().cpu() for name, tensor in vit.backbone.state_dict().items()}
     save_file(state, str(path), metadata={"timm.create_model": json.dumps(arguments)})
 
 

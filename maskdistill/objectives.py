@@ -79,9 +79,7 @@ class DINOHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        self.last_layer = PrototypeLayer(
-            bottleneck_dim, out_dim, freeze_lengths=norm_last_layer
-        )
+        self.last_layer = PrototypeLayer(bottleneck_dim, out_dim, freeze_lengths=norm_last_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map embeddings ``(B, D)`` to prototype scores ``(B, K)`` float32."""

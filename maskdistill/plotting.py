@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Colour-blind-safe (Okabe and Ito, 2008).
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
-_HIDDEN = (0.16, 0.16, 0.19)
+_HIDDEN = np.array([0.16, 0.16, 0.19], dtype=np.float32)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -142,9 +142,7 @@ def plot_curves(
         return [line["step"] for line in lines], [line[name] for line in lines]
 
     loss.plot(*series("loss"), color=_BLUE, linewidth=1, label="loss")
-    loss.plot(
-        *series("teacher_entropy"), color=_GREEN, linewidth=1, label="teacher entropy"
-    )
+    loss.plot(*series("teacher_entropy"), color=_GREEN, linewidth=1, label="teacher entropy")
     if uniform_loss is not None:
         loss.axhline(uniform_loss, color=_GREY, linewidth=0.8, linestyle=":", label="uniform")
     loss.set_ylabel("nats")
@@ -167,22 +165,18 @@ def plot_curves(
     return figure
 
 
-def _pixels(image: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-    pixels: np.ndarray[Any, np.dtype[np.float32]] = (
-        rearrange(image, "c h w -> h w c").cpu().numpy().astype(np.float32) / 255
-    )
-    return pixels
+def _pixels(image: Tensor) -> Any:
+    """Turn ``(3, H, W)`` uint8 into an ``(H, W, 3)`` array of floats in [0, 1]."""
+    return rearrange(image, "c h w -> h w c").cpu().numpy().astype(np.float32) / 255
 
 
-def _masked(
-    image: Tensor, mask: Tensor | None, patch_size: int
-) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _masked(image: Tensor, mask: Tensor | None, patch_size: int) -> Any:
     pixels = _pixels(image)
     if mask is None:
         return pixels
     hidden = rearrange(mask[0], "(h w) -> h w", h=image.shape[1] // patch_size)
     hidden = hidden.repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1)
-    return np.where(hidden.cpu().numpy()[..., None], np.float32(_HIDDEN), pixels)
+    return np.where(hidden.cpu().numpy()[..., None], _HIDDEN, pixels)
 
 
 def _view_name(view: int, global_crops: int) -> str:

@@ -79,9 +79,7 @@ class ViewPolicy:
                 raise TypeError(f"{name} must be a masker or None; got {masker!r}.")
         if not isinstance(self.global_crops, int) or self.global_crops < 1:
             raise ValueError(f"global_crops must be an int >= 1; got {self.global_crops!r}.")
-        self._refuse_attention(
-            "student_local", "the teacher attends to the global views alone"
-        )
+        self._refuse_attention("student_local", "the teacher attends to the global views alone")
         self._refuse_attention(
             "teacher_global", "the teacher's masks are drawn before the teacher has run"
         )
@@ -109,16 +107,12 @@ class ViewPolicy:
     @staticmethod
     def symmetric(masker: Masker, *, global_crops: int = 2) -> ViewPolicy:
         """Mask the global views of both, each with a draw of its own; local views stay clean."""
-        return ViewPolicy(
-            student_global=masker, teacher_global=masker, global_crops=global_crops
-        )
+        return ViewPolicy(student_global=masker, teacher_global=masker, global_crops=global_crops)
 
     @staticmethod
     def student_all_views(masker: Masker, *, global_crops: int = 2) -> ViewPolicy:
         """Mask all of the student's views, local ones too."""
-        return ViewPolicy(
-            student_global=masker, student_local=masker, global_crops=global_crops
-        )
+        return ViewPolicy(student_global=masker, student_local=masker, global_crops=global_crops)
 
     @staticmethod
     def local_only(masker: Masker, *, global_crops: int = 2) -> ViewPolicy:
@@ -199,16 +193,10 @@ class ViewPolicy:
     ) -> tuple[list[Tensor | None], list[int | None]]:
         """Draw the student's masks alone, and their counts; they may read the teacher's signals."""
         whole, local = self._split(crops)
-        views = {
-            name: _one_per_view(name, signal, len(whole)) for name, signal in signals.items()
-        }
-        masks, counts = _draw(
-            self.student_global, whole, patch_size, generator, progress, views
-        )
+        views = {name: _one_per_view(name, signal, len(whole)) for name, signal in signals.items()}
+        masks, counts = _draw(self.student_global, whole, patch_size, generator, progress, views)
         # Signals are per global view; a local view has none.
-        more, more_counts = _draw(
-            self.student_local, local, patch_size, generator, progress, {}
-        )
+        more, more_counts = _draw(self.student_local, local, patch_size, generator, progress, {})
         return masks + more, counts + more_counts
 
     def _split(self, crops: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -235,9 +223,7 @@ class ViewPolicy:
             ("teacher", cell(self.teacher_global), "not seen"),
         ]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = (
-            "   ".join(text.ljust(w) for text, w in zip(r, widths, strict=True)) for r in rows
-        )
+        lines = ("   ".join(text.ljust(w) for text, w in zip(r, widths, strict=True)) for r in rows)
         return "\n".join(line.rstrip() for line in lines)
 
     def __repr__(self) -> str:

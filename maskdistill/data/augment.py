@@ -84,9 +84,7 @@ class MultiCrop:
     def _crop(
         self, image: Image.Image, size: int, scale: tuple[float, float]
     ) -> tuple[Image.Image, tuple[float, float, float, float], bool]:
-        top, left, height, width = RandomResizedCrop.get_params(
-            image, list(scale), [3 / 4, 4 / 3]
-        )
+        top, left, height, width = RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3])
         crop = TF.resized_crop(
             image, top, left, height, width, [size, size], InterpolationMode.BICUBIC
         )
@@ -138,7 +136,8 @@ def resize_for_evaluation(image: Image.Image, size: int, *, crop: bool = True) -
         image = TF.center_crop(image, [size])
     else:
         image = TF.resize(image, [size, size], InterpolationMode.BICUBIC)
-    return TF.pil_to_tensor(image)
+    pixels: Tensor = TF.pil_to_tensor(image)
+    return pixels
 
 
 def collate_crops(samples: Sequence[Crops]) -> Crops:

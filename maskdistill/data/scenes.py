@@ -258,17 +258,17 @@ class _Kind:
 
 
 _KINDS = (
-    _Kind("apple", _apple, _streaks, (0.99, 0.27), (0.13, 0.6, 0.9)),
-    _Kind("leaf", _leaf, _veins, (0.33, 0.07), (0.2, 0.4, 0.9)),
-    _Kind("starfish", _polar(5, 0.3), _dots(0.38, 0.28), (0.05, 0.76), (0.11, 0.3, 1.0)),
-    _Kind("doughnut", _doughnut, _dots(0.27, 0.26), (0.92, 0.07), (0.5, 0.5, 1.0)),
-    _Kind("beach ball", _disc, _segments, (0.0, 0.5), (0.14, 0.1, 1.0)),
-    _Kind("fish", _fish, _bands, (0.57, 0.1), (0.12, 0.15, 1.0)),
-    _Kind("parcel", _parcel, _ribbon, (0.42, 0.66), (0.0, 0.8, 0.85)),
-    _Kind("moon", _moon, _dots(0.5, 0.22), (0.15, 0.62), (0.1, 0.5, 0.45)),
-    _Kind("flower", _polar(7, 0.22), _heart_of_flower, (0.83, 0.7), (0.14, 0.9, 0.95)),
-    _Kind("mushroom", _mushroom, _dots(0.55, 0.32), (0.01, 0.09), (0.1, 0.08, 1.0)),
-    _Kind("gem", _gem, _facets, (0.48, 0.8), (0.5, 0.1, 1.0)),
+    _Kind("apple", _apple, _streaks, (0.98, 0.25), (0.13, 0.6, 0.9)),
+    _Kind("leaf", _leaf, _veins, (0.3, 0.07), (0.2, 0.4, 0.9)),
+    _Kind("starfish", _polar(5, 0.3), _dots(0.38, 0.28), (0.05, 0.72), (0.11, 0.3, 1.0)),
+    _Kind("doughnut", _doughnut, _dots(0.27, 0.26), (0.89, 0.07), (0.5, 0.5, 1.0)),
+    _Kind("beach ball", _disc, _segments, (0.67, 0.02), (0.14, 0.1, 1.0)),
+    _Kind("fish", _fish, _bands, (0.58, 0.1), (0.12, 0.15, 1.0)),
+    _Kind("parcel", _parcel, _ribbon, (0.4, 0.66), (0.0, 0.8, 0.85)),
+    _Kind("moon", _moon, _dots(0.5, 0.22), (0.16, 0.62), (0.1, 0.5, 0.45)),
+    _Kind("flower", _polar(7, 0.22), _heart_of_flower, (0.78, 0.9), (0.14, 0.9, 0.95)),
+    _Kind("mushroom", _mushroom, _dots(0.55, 0.32), (0.1, 0.0), (0.1, 0.08, 1.0)),
+    _Kind("gem", _gem, _facets, (0.49, 0.85), (0.5, 0.1, 1.0)),
 )
 
 
@@ -309,7 +309,7 @@ def _background(dice: _Dice, size: int) -> Array:
     light = _noise(dice.grid(4), size) - 0.5
     for side, weight in ((7, 0.6), (13, 0.4)):
         light = light + weight * (_noise(dice.grid(side), size) - 0.5)
-    value = np.clip(0.5 + 0.75 * light, 0.05, 1)
+    value = np.clip(0.5 + 0.85 * light, 0.05, 1)
     tint = np.stack([_noise(dice.grid(5), size) for _ in range(3)], axis=-1) - 0.5
     return value[..., None] * (1 + 0.5 * tint)
 
@@ -345,7 +345,7 @@ def _render(kind: _Kind, dice: _Dice, size: int) -> tuple[Array, Array]:
     cover = np.clip(0.5 - outline / np.maximum(slope, 1e-3), 0, 1)
 
     usual, seldom = kind.hues
-    hue = dice.one_of(usual, usual, usual, seldom) + dice.uniform(-0.06, 0.06)
+    hue = dice.one_of(usual, usual, usual, usual, seldom) + dice.uniform(-0.035, 0.035)
     base = _rgb(hue, dice.uniform(0.55, 0.95), dice.uniform(0.55, 0.95))
     accent = _rgb(kind.accent[0] + dice.uniform(-0.05, 0.05), kind.accent[1], kind.accent[2])
     body = _mix(base, accent, kind.surface(u, v, dice) * dice.uniform(0.6, 1))

@@ -52,16 +52,16 @@ def knn_accuracy(
                 f"{tuple(features.shape)} and {tuple(labels.shape)}."
             )
         if not torch.isfinite(features).all():
-            raise ValueError(f"{name}_features hold NaN or infinite numbers; has training diverged?")
+            raise ValueError(
+                f"{name}_features hold NaN or infinite numbers; has training diverged?"
+            )
     if k < 1:
         raise ValueError(f"k must be an int >= 1; got {k!r}.")
     k = min(k, len(train_features))
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     bank = F.normalize(train_features.float(), dim=1)
     correct = 0
-    for features, labels in zip(
-        test_features.split(chunk), test_labels.split(chunk), strict=True
-    ):
+    for features, labels in zip(test_features.split(chunk), test_labels.split(chunk), strict=True):
         similarity, nearest = (F.normalize(features.float(), dim=1) @ bank.T).topk(k, dim=1)
         # Relative to the nearest, so that no temperature overflows.
         weight = ((similarity - similarity[:, :1]) / temperature).exp()

@@ -139,13 +139,10 @@ class Masker(ABC):
         if device is None:
             device = _device_of(signals, generator)
         mask = self._draw(
-            MaskContext(
-                batch, (rows, columns), torch.device(device), generator, progress, signals
-            )
+            MaskContext(batch, (rows, columns), torch.device(device), generator, progress, signals)
         )
-        assert mask.shape == (batch, rows * columns) and mask.dtype == torch.bool, (
-            f"{self!r} drew {tuple(mask.shape)} {mask.dtype}"
-        )
+        assert mask.shape == (batch, rows * columns), f"{self!r} drew {tuple(mask.shape)}"
+        assert mask.dtype == torch.bool, f"{self!r} drew {mask.dtype}"
         return mask
 
     @abstractmethod
@@ -223,9 +220,7 @@ class NoMasker(Masker):
         return 0
 
     def _draw(self, context: MaskContext) -> Tensor:
-        return torch.zeros(
-            context.batch, context.patches, dtype=torch.bool, device=context.device
-        )
+        return torch.zeros(context.batch, context.patches, dtype=torch.bool, device=context.device)
 
 
 @dataclass(frozen=True, repr=False)
@@ -406,9 +401,7 @@ class Mixture(Masker):
     def _draw(self, context: MaskContext) -> Tensor:
         weights = [scalar_at(w, context.progress) for w in self.weights.values()]
         where = context.rand(context.batch, 1)
-        mask = torch.zeros(
-            context.batch, context.patches, dtype=torch.bool, device=context.device
-        )
+        mask = torch.zeros(context.batch, context.patches, dtype=torch.bool, device=context.device)
         low = 0.0
         for index, (masker, weight) in enumerate(zip(self.weights, weights, strict=True)):
             # The last interval is open-ended: rounding must leave no image without a masker.
@@ -440,9 +433,7 @@ def _check_request(
         or len(grid) != 2
         or not all(isinstance(side, int) and side >= 1 for side in grid)
     ):
-        raise ValueError(
-            f"{masker!r}: grid must be (rows, columns), two ints >= 1; got {grid!r}."
-        )
+        raise ValueError(f"{masker!r}: grid must be (rows, columns), two ints >= 1; got {grid!r}.")
     if not 0.0 <= progress <= 1.0:
         raise ValueError(
             f"{masker!r}: progress must lie in [0, 1]; got {progress!r}. "
@@ -451,9 +442,8 @@ def _check_request(
     return grid[0], grid[1]
 
 
-def _device_of(
-    signals: Mapping[str, Tensor], generator: torch.Generator | None
-) -> torch.device:
+def _device_of(signals: Mapping[str, Tensor], generator: torch.Generator | None) -> torch.device:
     for signal in signals.values():
         return signal.device
-    return generator.device if generator is not None else torch.get_default_device()
+    # An empty tensor knows the default device, and can be traced; get_default_device() cannot.
+    return generator.device if generator is not None else torch.empty(0).device

@@ -163,6 +163,7 @@ def scalar_at(value: Scalar, progress: float) -> float:
 
 def bounds(value: Ratio) -> tuple[float, float]:
     """Return the least and the greatest number that ``value`` can ever be."""
+    ends: tuple[float, ...]
     if isinstance(value, PerImage):
         ends = (*bounds(value.low), *bounds(value.high))
     elif isinstance(value, Schedule):
@@ -208,9 +209,7 @@ def _check_numbers(schedule: Linear | Cosine) -> None:
     for name in ("start", "end"):
         value = getattr(schedule, name)
         if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
-            raise ValueError(
-                f"{type(schedule).__name__}: {name} must be a number; got {value!r}."
-            )
+            raise ValueError(f"{type(schedule).__name__}: {name} must be a number; got {value!r}.")
 
 
 def _check_range(value: Uniform | Stratified) -> None:

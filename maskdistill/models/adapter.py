@@ -23,6 +23,7 @@ from maskdistill.applying import (
 from maskdistill.models.attention import AttentionRecord, LastAttention
 from maskdistill.models.layouts import Layout, find_layout
 
+
 class MaskedViT(nn.Module):
     """Wraps a ViT so that it takes a mask; without one it is bit-equal to the wrapped model.
 
@@ -90,7 +91,7 @@ class MaskedViT(nn.Module):
         self._grid = (0, 0)
         self._attention: LastAttention | None = None
         self._hook: Any = None
-        self._old_slot: Any = None
+        self._old_slot: list[Any] = []  # a list, so that it is not registered as a child
         if apply == "token":
             self._hook_patch_embed(patch_embed, image_size)
         elif apply == "drop":
@@ -176,7 +177,7 @@ class MaskedViT(nn.Module):
             self._attention.remove()
             self._attention = None
         if self.apply_mask == "drop":
-            self.backbone.patch_drop = self._old_slot
+            self.backbone.patch_drop = self._old_slot[0]
         return self.backbone
 
     def extra_repr(self) -> str:
@@ -251,8 +252,8 @@ class MaskedViT(nn.Module):
             rows, columns = self.grid(height, width)
             raise ValueError(
                 f"{self.name}: {path!r} returns {came} for an image of {height}x{width}, which is "
-                f"no {rows}x{columns} grid of patches. Give the module that yields patch tokens as patch_embed=..., or use "
-                "apply='pixel'."
+                f"no {rows}x{columns} grid of patches. Give the module that yields patch tokens as "
+                "patch_embed=..., or use apply='pixel'."
             )
         tokens = output[0] if layout.in_tuple else output
         return layout, tokens.shape[1] if layout.axes == "b d h w" else tokens.shape[-1]
@@ -263,15 +264,15 @@ class MaskedViT(nn.Module):
                 f"{self.name} has no patch_drop slot, so its tokens cannot be dropped. timm's "
                 "VisionTransformer and Eva families have one; else use apply='token' or 'pixel'."
             )
-        self._old_slot = self.backbone.patch_drop
-        if self._old_slot is not None and not isinstance(self._old_slot, nn.Identity):
+        slot: Any = self.backbone.patch_drop
+        if slot is not None and not isinstance(slot, nn.Identity):
             raise ValueError(
                 f"{self.name} was built with patch_drop_rate > 0, which apply='drop' would replace "
                 "in silence. Build it with patch_drop_rate=0."
             )
         # Eva leaves the slot None and expects the kept indices as well, for its rotary embedding.
-        wants_indices = self._old_slot is None
-        self.backbone.patch_drop = _DropSlot(self._drop, wants_indices)
+        self._old_slot.append(slot)
+        self.backbone.patch_drop = _DropSlot(self._drop, wants_indices=slot is None)
 
     def _drop(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         if self._mask is None:

@@ -52,8 +52,10 @@ class LastAttention:
                 "with one, or a masker that needs no attention."
             )
         blocks = getattr(model, "blocks", None)
-        last: nn.Module = blocks[-1] if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else model
-        attentions = [
+        last: nn.Module = (
+            blocks[-1] if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else model
+        )
+        attentions: list[Any] = [
             m for m in last.modules() if isinstance(getattr(m, "attn_drop", None), nn.Module)
         ]
         if not attentions:
@@ -64,7 +66,7 @@ class LastAttention:
         self._module: Any = attentions[-1]
         self._prefix = prefix_tokens
         self._record: AttentionRecord | None = None
-        self._hook = self._module.attn_drop.register_forward_pre_hook(self._read)
+        self._hook: Any = self._module.attn_drop.register_forward_pre_hook(self._read)
 
     def remove(self) -> None:
         """Take the hook away again."""

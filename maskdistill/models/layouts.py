@@ -23,9 +23,7 @@ class Layout:
     axes: str
     in_tuple: bool = False
 
-    def replace(
-        self, output: Any, mask: Tensor, mask_token: Tensor, grid: tuple[int, int]
-    ) -> Any:
+    def replace(self, output: Any, mask: Tensor, mask_token: Tensor, grid: tuple[int, int]) -> Any:
         """Return the patch embedding's output with the mask token where patches are hidden.
 
         Args:
@@ -36,12 +34,10 @@ class Layout:
         """
         tokens: Tensor = output[0] if self.in_tuple else output
         check_mask(mask, tokens.shape[0], grid)
-        if self.axes == "b n d":
-            flat = tokens
-        else:
-            flat = rearrange(tokens, f"{self.axes} -> b (h w) d")
+        is_flat = self.axes == "b n d"
+        flat = tokens if is_flat else rearrange(tokens, f"{self.axes} -> b (h w) d")
         replaced = replace_tokens(flat, mask, mask_token)
-        if self.axes != "b n d":
+        if not is_flat:
             replaced = rearrange(replaced, f"b (h w) d -> {self.axes}", h=grid[0])
         return (replaced, *output[1:]) if self.in_tuple else replaced
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -39,7 +39,7 @@ def parameter_groups(model: nn.Module, *, decay_tokens: bool = True) -> list[dic
 
 
 @torch.no_grad()
-def clip_gradients(gradients: Sequence[Tensor], limit: float, mode: ClipMode) -> Tensor:
+def clip_gradients(gradients: list[Tensor], limit: float, mode: ClipMode) -> Tensor:
     """Scale gradients down in place to an L2 norm of at most ``limit``, without a host sync.
 
     Args:
@@ -52,7 +52,7 @@ def clip_gradients(gradients: Sequence[Tensor], limit: float, mode: ClipMode) ->
         The global norm before clipping, a scalar tensor.
     """
     norms = torch._foreach_norm(gradients)
-    total = torch.linalg.vector_norm(torch.stack(norms))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     if limit > 0:
         limits = [total] * len(norms) if mode == "global" else norms
         scales = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in limits]
@@ -71,9 +71,7 @@ def freeze_gradients(model: nn.Module, part: str) -> None:
 
 
 @torch.no_grad()
-def update_average(
-    average: Iterable[Tensor], current: Iterable[Tensor], momentum: float
-) -> None:
+def update_average(average: Iterable[Tensor], current: Iterable[Tensor], momentum: float) -> None:
     """Move an exponential moving average in place: average * m + current * (1 - m)."""
     averages = list(average)
     torch._foreach_mul_(averages, momentum)

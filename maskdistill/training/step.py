@@ -202,7 +202,8 @@ def _run_student(
 
 
 def _entropy(p: Tensor) -> Tensor:
-    return -torch.special.xlogy(p, p).sum(dim=-1).mean()
+    entropy: Tensor = -torch.special.xlogy(p, p).sum(dim=-1).mean()
+    return entropy
 
 
 def feature_spread(features: Tensor) -> Tensor:

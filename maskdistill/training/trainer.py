@@ -181,8 +181,7 @@ class Trainer:
             )
         if self.policy.global_crops != 2:
             raise ValueError(
-                f"DINO's multi-crop has 2 global crops; the policy says "
-                f"{self.policy.global_crops}."
+                f"DINO's multi-crop has 2 global crops; the policy says {self.policy.global_crops}."
             )
         student, teacher = self.state.student_net.backbone, self.state.teacher.backbone
         assert self.config.local_size is not None
@@ -338,7 +337,8 @@ class Trainer:
     def settings(self, step: int) -> StepSettings:
         """Return what the schedules say at a step."""
         c, total = self.config, self.total_steps
-        assert c.momentum is not None and c.warmup_epochs is not None
+        assert c.momentum is not None
+        assert c.warmup_epochs is not None
         epoch = step // self._per_epoch
         warmup = min(round(c.warmup_epochs * self._per_epoch), total)
         peak = c.lr * c.batch_size * self.processes.world / 256

@@ -21,7 +21,7 @@ TEMP_START, TEMP_END, TEMP_EPOCHS = 0.04, 0.07, 3
 
 
 def fill_weights(model: nn.Module) -> None:
-    """Give every parameter values that depend on its name alone, at the scale of training's start."""
+    """Give every parameter values that depend on its name alone, at the scale of a fresh model."""
     for name, parameter in model.named_parameters():
         if name.endswith("weight_g"):
             parameter.data.fill_(1.0)

@@ -136,8 +136,6 @@ def test_the_curve_notices_a_missing_detail(trainer: Trainer) -> None:
     for step in range(20):
         settings = dataclasses.replace(trainer.settings(step), clip_mode="global")
         losses.append(
-            float(
-                train_step(trainer.state, parity.crops(step), trainer.policy, settings).loss
-            )
+            float(train_step(trainer.state, parity.crops(step), trainer.policy, settings).loss)
         )
     assert max(abs(a / b - 1) for a, b in zip(losses, LOSSES, strict=True)) > 1e-4

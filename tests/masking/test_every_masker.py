@@ -1,0 +1,255 @@
+"""What holds for every masker, over the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import maskdistill as md
+from maskdistill.masking import base
+from tests.masking.table import TABLE, signals
+
+GRIDS = [(14, 14), (7, 7), (16, 10), (3, 5), (1, 8), (1, 1)]
+every_masker = pytest.mark.parametrize("name", TABLE)
+
+
+def draw(name: str, batch: int, grid: tuple[int, int], seed: int = 0, **kwargs: float):
+    masker = TABLE[name].masker
+    generator = torch.Generator().manual_seed(seed)
+    return masker(batch, grid, generator=generator, **kwargs, **signals(masker, batch, grid))
+
+
+@every_masker
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("batch", [0, 1, 6])
+def test_shape_dtype_and_exact_count(name: str, grid: tuple[int, int], batch: int) -> None:
+    mask = draw(name, batch, grid)
+    patches = grid[0] * grid[1]
+    assert mask.shape == (batch, patches)
+    assert mask.dtype == torch.bool
+    ratio = TABLE[name].ratio
+    if ratio is not None:
+        wanted = math.floor(ratio * patches + 0.5)
+        assert mask.sum(dim=1).tolist() == [wanted] * batch
+        assert TABLE[name].masker.exact
+    fixed = TABLE[name].masker.fixed_count(patches)
+    if fixed is not None:
+        assert mask.sum(dim=1).tolist() == [fixed] * batch
+
+
+@every_masker
+def test_the_generator_decides_everything(name: str) -> None:
+    torch.manual_seed(1)
+    first = draw(name, 16, (14, 14), seed=3)
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    assert torch.equal(draw(name, 16, (14, 14), seed=3), first)
+    assert torch.equal(torch.random.get_rng_state(), before), "the global generator was touched"
+
+
+@every_masker
+def test_without_a_generator_the_global_one_decides(name: str) -> None:
+    masker = TABLE[name].masker
+    given_signals = signals(masker, 8, (7, 7))
+    torch.manual_seed(5)
+    first = masker(8, (7, 7), **given_signals)
+    torch.manual_seed(5)
+    assert torch.equal(masker(8, (7, 7), **given_signals), first)
+
+
+@every_masker
+def test_random_maskers_differ_by_seed(name: str) -> None:
+    masker = TABLE[name].masker
+    still = (
+        isinstance(masker, md.NoMasker)
+        or TABLE[name].ratio in (0.0, 1.0)
+        or (isinstance(masker, md.AttentionGuidedMasker)
+            and masker.temperature == 0.0 and TABLE[name].ratio is not None)
+        or name == "sometimes scheduled"  # never, at progress 0
+    )  # fmt: skip
+    same = torch.equal(draw(name, 16, (14, 14), seed=3), draw(name, 16, (14, 14), seed=4))
+    assert same == still
+
+
+@every_masker
+def test_repr_is_the_constructor_call(name: str) -> None:
+    masker = TABLE[name].masker
+    names = {**vars(md), "inf": math.inf}
+    assert eval(repr(masker), names) == masker
+    assert md.parse_masker(repr(masker)) == masker
+    assert hash(md.parse_masker(repr(masker))) == hash(masker)
+
+
+@every_masker
+def test_pickles_and_is_immutable(name: str) -> None:
+    masker = TABLE[name].masker
+    assert pickle.loads(pickle.dumps(masker)) == masker
+    fields = dataclasses.fields(masker)  # type: ignore[arg-type]
+    for field in fields:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(masker, field.name, None)
+
+
+@every_masker
+def test_the_algebra_is_closed(name: str) -> None:
+    masker, other = TABLE[name].masker, md.RandomMasker(0.5)
+    for combined in (masker | other, other & masker, masker - other, ~masker,
+                     masker.exactly(0.5), masker.sometimes(0.5)):  # fmt: skip
+        assert isinstance(combined, md.Masker)
+        assert combined.needs == masker.needs
+        mask = combined(3, (5, 4), **signals(combined, 3, (5, 4)))
+        assert mask.shape == (3, 20)
+
+
+@every_masker
+def test_missing_signals_are_named(name: str) -> None:
+    masker = TABLE[name].masker
+    for signal in masker.needs:
+        with pytest.raises(ValueError, match=f"needs the signal.*{signal}"):
+            masker(2, (4, 4))
+
+
+@every_masker
+def test_bad_requests_are_refused(name: str) -> None:
+    masker = TABLE[name].masker
+    for bad in ({"batch": -1}, {"batch": 2.0}, {"grid": (0, 4)}, {"grid": 16}, {"grid": (4, 4, 4)},
+                {"progress": 1.5}, {"progress": math.nan}):  # fmt: skip
+        request = {"batch": 2, "grid": (4, 4), **bad}
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            masker(**request, **signals(masker, 2, (4, 4)))
+
+
+@every_masker
+def test_compiles_without_a_graph_break(name: str) -> None:
+    masker = TABLE[name].masker
+    given_signals = signals(masker, 4, (6, 5))
+
+    def drawn() -> torch.Tensor:
+        return masker(4, (6, 5), **given_signals)
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    eager = drawn()
+    torch.manual_seed(0)
+    # The eager backend runs the traced graph with torch's own random numbers.
+    compiled = torch.compile(drawn, fullgraph=True, backend="eager")()
+    assert torch.equal(compiled, eager)
+
+
+@every_masker
+def test_signals_of_lower_precision_are_fine(name: str) -> None:
+    masker = TABLE[name].masker
+    half = {k: v.bfloat16() for k, v in signals(masker, 2, (4, 4)).items()}
+    assert masker(2, (4, 4), **half).shape == (2, 16)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@every_masker
+def test_cuda_draws_the_same_from_a_cpu_generator_and_never_waits(name: str) -> None:
+    masker = TABLE[name].masker
+    on_gpu = {k: v.cuda() for k, v in signals(masker, 4, (7, 7)).items()}
+    cpu = torch.Generator().manual_seed(0)
+    expected = masker(4, (7, 7), generator=cpu, **signals(masker, 4, (7, 7)))
+    cpu.manual_seed(0)
+    mask = masker(4, (7, 7), generator=cpu, device="cuda", **on_gpu)
+    assert torch.equal(mask.cpu(), expected)
+    generator = torch.Generator("cuda").manual_seed(0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert masker(4, (7, 7), generator=generator, device="cuda", **on_gpu).is_cuda
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_table_is_complete() -> None:
+    def kinds(cls: type) -> set[type]:
+        return {cls}.union(*(kinds(child) for child in cls.__subclasses__()))
+
+    def parts(masker: md.Masker) -> set[type]:
+        children = [v for v in vars(masker).values() if isinstance(v, md.Masker)]
+        if isinstance(masker, md.Mixture):
+            children += list(masker.weights)
+        return {type(masker)}.union(*(parts(child) for child in children))
+
+    concrete = {
+        kind
+        for kind in kinds(md.Masker)
+        if not inspect.isabstract(kind) and kind.__module__.startswith("maskdistill")
+    }
+    covered = set().union(*(parts(entry.masker) for entry in TABLE.values()))
+    missing = {kind.__name__ for kind in concrete - covered}
+    assert not missing, f"please add {missing} to tests/masking/table.py"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(["random", "block", "most", "least", "soft", "exactly"]),
+    ratio=st.floats(0, 1),
+    height=st.integers(1, 24),
+    width=st.integers(1, 24),
+    batch=st.integers(0, 5),
+    seed=st.integers(0, 2**31),
+)
+def test_exact_means_exact(
+    kind: str, ratio: float, height: int, width: int, batch: int, seed: int
+) -> None:
+    masker = {
+        "random": lambda: md.RandomMasker(ratio),
+        "block": lambda: md.BlockMasker(ratio),
+        "most": lambda: md.AttentionGuidedMasker(ratio),
+        "least": lambda: md.AttentionGuidedMasker(ratio, hide="least"),
+        "soft": lambda: md.AttentionGuidedMasker(ratio, temperature=0.7),
+        "exactly": lambda: md.BlockMasker(0.5, exact=False).exactly(ratio),
+    }[kind]()
+    mask = masker(
+        batch,
+        (height, width),
+        generator=torch.Generator().manual_seed(seed),
+        **signals(masker, batch, (height, width)),
+    )
+    wanted = math.floor(ratio * height * width + 0.5)
+    assert mask.sum(dim=1).tolist() == [wanted] * batch
+
+
+def test_each_mention_is_a_fresh_draw() -> None:
+    a = md.RandomMasker(0.5)
+    assert (a & ~a)(8, (14, 14)).any()
+    assert not torch.equal((a | a)(8, (14, 14)).sum(1), a(8, (14, 14)).sum(1))
+
+
+def test_a_masker_has_no_truth_value() -> None:
+    with pytest.raises(TypeError, match="use | & - ~"):
+        _ = md.NoMasker() and md.RandomMasker(0.5)
+    with pytest.raises(TypeError):
+        md.NoMasker() | 0.5  # type: ignore[operator]
+
+
+GOLDEN: dict[str, list[str]] = {
+    "random": [".#...#.#.#......##..", ".#.#..#....#.....#.#"],
+    "block": [".......###..###..##.", ".....##...###..###.."],
+    "block short": ["...#...###..###..###", ".....###..####.###.."],
+    "attention soft": [".##..#.###.....####.", "##.#..#....#.##..###"],
+    "sometimes": ["#....##...###...##..", "...................."],
+    "mixture": ["...#.#........##..##", "...................."],
+    "exactly": [".####..#.#...##..#..", "......#...####.##.##"],
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_draws(name: str) -> None:
+    """A changed draw is an API change: the CHANGELOG must say "Draws change"."""
+    rows = draw(name, 2, (4, 5), seed=0).tolist()
+    assert ["".join("#" if hidden else "." for hidden in row) for row in rows] == GOLDEN[name]
+
+
+def test_only_public_maskers_are_read_by_name() -> None:
+    assert issubclass(base.Union, md.Masker)
+    with pytest.raises(ValueError, match="unknown masker"):
+        md.parse_masker("Union(NoMasker(), NoMasker())")

@@ -1,0 +1,274 @@
+"""MaskedViT on real timm models: nothing changes without a mask, and a mask hides."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import maskdistill as md
+
+# One of each kind: class token, registers, distillation token, rotary embedding, mixed rotary
+# embedding, neither class token nor position embedding for the prefix.
+MODELS = [
+    "vit_tiny_patch16_224",
+    "vit_small_patch14_reg4_dinov2",
+    "deit_tiny_distilled_patch16_224",
+    "deit3_small_patch16_224",
+    "eva02_tiny_patch14_224",
+    "vit_small_patch16_dinov3",
+    "vit_small_patch16_rope_mixed_224",
+    "vit_base_patch16_siglip_224",
+]
+SIZE, PATCH = 32, 8
+every_model = pytest.mark.parametrize("name", MODELS)
+every_application = pytest.mark.parametrize("apply", ["token", "drop", "pixel"])
+
+
+def build(name: str = MODELS[0], **kwargs: object) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(
+        name, img_size=SIZE, patch_size=PATCH, num_classes=0, dynamic_img_size=True, depth=2,
+        **kwargs,
+    )  # fmt: skip
+    # timm starts some weights at zero and layer scales near it: a difference could hide there.
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.1)
+        elif "gamma" in name:
+            nn.init.ones_(parameter)
+    return model.eval()
+
+
+def images(size: tuple[int, int] = (SIZE, SIZE), n: int = 2) -> torch.Tensor:
+    return torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def mask_for(vit: md.MaskedViT, x: torch.Tensor, ratio: float = 0.5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return md.RandomMasker(ratio)(len(x), vit.grid(*x.shape[2:]), generator=generator)
+
+
+def repaint(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Change the pixels of hidden patches, and of no others."""
+    other = torch.randn_like(x) * 3
+    shown = md.mask_pixels(torch.ones_like(x), mask, PATCH)
+    return torch.where(shown.bool(), x, other)
+
+
+@every_model
+@every_application
+@torch.no_grad()
+def test_without_a_mask_nothing_changes(name: str, apply: str) -> None:
+    model, x = build(name), images()
+    keys, expected = list(model.state_dict()), model(x)
+    features = model.forward_features(x)
+    vit = md.MaskedViT(model, apply)  # type: ignore[arg-type]
+    assert torch.equal(vit(x), expected)
+    assert torch.equal(vit.forward_features(x), features)
+    vit(x, mask_for(vit, x))
+    assert torch.equal(vit(x), expected), "a mask must not outlive its forward"
+    assert list(model.state_dict()) == keys
+    assert vit.unwrap() is model
+    assert torch.equal(model(x), expected)
+    assert list(model.state_dict()) == keys
+
+
+@every_model
+@every_application
+@torch.no_grad()
+def test_hidden_pixels_do_not_matter_and_visible_ones_do(name: str, apply: str) -> None:
+    vit, x = md.MaskedViT(build(name), apply), images()  # type: ignore[arg-type]
+    mask = mask_for(vit, x)
+    torch.testing.assert_close(vit(repaint(x, mask), mask), vit(x, mask))
+    assert not torch.allclose(vit(repaint(x, ~mask), mask), vit(x, mask), atol=1e-3)
+    assert not torch.allclose(vit(x), vit(x, mask), atol=1e-3)
+
+
+@every_model
+@torch.no_grad()
+def test_dropping_is_attending_to_nothing_hidden(name: str) -> None:
+    """Tokens that were never there: equal to masking their keys in every block."""
+    model = build(name)
+    vit, x = md.MaskedViT(model, "drop"), images()
+    mask = mask_for(vit, x)
+    dropped = vit.forward_features(x, mask)
+    prefix = vit.prefix_tokens
+    assert dropped.shape[1] == prefix + int((~mask[0]).sum())
+    visible = torch.cat([torch.ones(len(x), prefix, dtype=torch.bool), ~mask], dim=1)
+    keys_masked = model.forward_features(x, attn_mask=visible[:, None, None, :])
+    expected = keys_masked[visible].reshape(len(x), -1, dropped.shape[-1])
+    torch.testing.assert_close(dropped, expected, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_token_goes_in_before_the_position_embedding() -> None:
+    model = build()
+    vit, x = md.MaskedViT(model), images()
+    assert vit.mask_token is not None
+    nn.init.normal_(vit.mask_token)
+    mask = mask_for(vit, x)
+    tokens = model.patch_embed(x).flatten(1, 2)
+    tokens[mask] = vit.mask_token[0, 0]
+    tokens = torch.cat([model.cls_token.expand(len(x), -1, -1), tokens], dim=1) + model.pos_embed
+    expected = model.norm(model.blocks(tokens))[:, 0]
+    torch.testing.assert_close(vit(x, mask), expected)
+
+
+@every_application
+@torch.no_grad()
+def test_other_sizes_and_oblong_images(apply: str) -> None:
+    vit = md.MaskedViT(build(), apply)  # type: ignore[arg-type]
+    for size in ((16, 16), (16, 40), (48, 24)):
+        x = images(size)
+        mask = mask_for(vit, x)
+        torch.testing.assert_close(vit(repaint(x, mask), mask), vit(x, mask))
+
+
+@every_application
+def test_gradients(apply: str) -> None:
+    vit, x = md.MaskedViT(build(), apply), images()  # type: ignore[arg-type]
+    vit(x, mask_for(vit, x)).square().sum().backward()
+    grads = {name: p.grad for name, p in vit.named_parameters()}
+    assert all(g is not None for g in grads.values()), [n for n, g in grads.items() if g is None]
+    if apply == "token":
+        assert grads["mask_token"] is not None
+        assert grads["mask_token"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if "siglip" not in n])
+@torch.no_grad()
+def test_attention_is_the_softmax_of_queries_and_keys(name: str) -> None:
+    model = build(name)
+    vit, x = md.MaskedViT(model), images()
+    before = vit(x)
+    attention = vit.attention(x)
+    heads = model.blocks[-1].attn.num_heads
+    assert attention.shape == (2, heads, 16)
+    assert torch.equal(vit(x), before), "recording must leave nothing behind"
+
+    caught: list[torch.Tensor] = []
+    real = nn.functional.scaled_dot_product_attention
+
+    def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        caught.append((q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1))
+        return real(q, k, v, **kwargs)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.functional, "scaled_dot_product_attention", spy)
+        model(x)
+    expected = caught[-1][:, :, 0, vit.prefix_tokens :]
+    torch.testing.assert_close(attention, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(attention, attention.mean(dim=-1, keepdim=True), rtol=0.05)
+
+
+@torch.no_grad()
+def test_recording_a_forward() -> None:
+    vit, x = md.MaskedViT(build()), images()
+    with vit.record_attention() as record:
+        with pytest.raises(RuntimeError, match="nothing was recorded"):
+            _ = record.attention
+        output = vit(x)
+    torch.testing.assert_close(output, vit(x))
+    assert torch.equal(record.attention, vit.attention(x))
+    assert vit.backbone.blocks[-1].attn.fused_attn  # type: ignore[union-attr, index]
+
+
+@every_application
+@torch.no_grad()
+def test_copies_are_independent(apply: str) -> None:
+    vit, x = md.MaskedViT(build(), apply), images()  # type: ignore[arg-type]
+    vit.attention(x)
+    twin, mask = copy.deepcopy(vit), mask_for(vit, x)
+    assert torch.equal(twin(x, mask), vit(x, mask))
+    assert torch.equal(twin.attention(x), vit.attention(x))
+    nn.init.zeros_(vit.backbone.cls_token)  # type: ignore[arg-type]
+    assert not torch.equal(twin(x, mask), vit(x, mask))
+    twin.unwrap()
+    assert torch.equal(vit(repaint(x, mask), mask), vit(x, mask))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+@every_application
+@torch.no_grad()
+def test_compiles_without_a_graph_break(name: str, apply: str) -> None:
+    vit, x = md.MaskedViT(build(name), apply), images()  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    compiled = torch.compile(vit, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), vit(x))
+    for ratio in (0.5, 0.5):
+        mask = mask_for(vit, x, ratio)
+        visible = int((~mask[0]).sum())
+        torch.testing.assert_close(
+            compiled(x, mask, visible=visible), vit(x, mask), atol=1e-5, rtol=1e-4
+        )
+
+
+@torch.no_grad()
+def test_pixels_work_with_any_network() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.stem(x).mean(dim=(2, 3))
+
+    vit, x = md.MaskedViT(Network(), "pixel", patch_size=8, fill="mean"), images()
+    mask = mask_for(vit, x)
+    expected = vit.backbone(md.mask_pixels(x, mask, 8, "mean"))
+    assert torch.equal(vit(x, mask), expected)
+
+
+def test_what_cannot_work_is_refused_at_once() -> None:
+    resnet = timm.create_model("resnet10t", num_classes=0)
+    for apply in ("token", "drop", "pixel"):
+        with pytest.raises(ValueError, match=r"ResNet.*no ViT"):
+            md.MaskedViT(resnet, apply)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no module 'patch_embed'"):
+        md.MaskedViT(resnet, patch_size=16)
+    with pytest.raises(ValueError, match="no patch_drop slot"):
+        md.MaskedViT(resnet, "drop", patch_size=16)
+    with pytest.raises(ValueError, match="no 28x28 grid of patches"):
+        md.MaskedViT(build(), patch_embed="blocks.0.norm1", patch_size=8)
+    with pytest.raises(ValueError, match="patch_drop_rate"):
+        md.MaskedViT(build(patch_drop_rate=0.3), "drop")
+    with pytest.raises(ValueError, match="apply must be one of token, drop, pixel"):
+        md.MaskedViT(build(), "tokens")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="fill must be one of"):
+        md.MaskedViT(build(), "pixel", fill="black")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="already"):
+        md.MaskedViT(md.MaskedViT(build()))
+    with pytest.raises(ValueError, match=r"torch\.nn\.Module"):
+        md.MaskedViT("vit_tiny_patch16_224")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no class token"):
+        md.MaskedViT(build("vit_base_patch16_siglip_224")).attention(images())
+
+
+@every_application
+def test_masks_that_do_not_fit(apply: str) -> None:
+    vit, x = md.MaskedViT(build(), apply), images()  # type: ignore[arg-type]
+    good = mask_for(vit, x)
+    for bad, message in (
+        (good.float(), "bool tensor"),
+        (good[:1], r"got \(1, 16\)"),
+        (good[:, :9], r"grid of 4x4.*got \(2, 9\)"),
+        (good.reshape(2, 4, 4), r"got \(2, 4, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vit(x, bad)
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="33x33 pixels"):
+        vit(images((33, 33)), good)
+    assert torch.equal(vit(x), vit.backbone(x)), "a refused mask leaves nothing behind"
+
+
+def test_unequal_rows_cannot_be_dropped() -> None:
+    vit, x = md.MaskedViT(build(), "drop"), images()
+    mask = mask_for(vit, x)
+    mask[0] = False
+    with pytest.raises(ValueError, match="same number of hidden patches"):
+        vit(x, mask)

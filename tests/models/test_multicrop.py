@@ -1,0 +1,60 @@
+"""Crops of several sizes, in any order, through one backbone."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import maskdistill as md
+from maskdistill.models import create_backbone
+
+
+@pytest.fixture
+def net() -> md.MultiCropWrapper:
+    torch.manual_seed(0)
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=0, depth=1,
+        dynamic_img_size=True,
+    )  # fmt: skip
+    return md.MultiCropWrapper(md.MaskedViT(vit), nn.Linear(192, 5)).eval()
+
+
+@torch.no_grad()
+def test_order_and_grouping(net: md.MultiCropWrapper) -> None:
+    # Interleaved and oblong sizes: the original groups only consecutive, square ones.
+    sizes = [(32, 32), (16, 16), (32, 32), (16, 24), (16, 16)]
+    crops = [torch.randn(3, 3, *size) for size in sizes]
+    calls: list[int] = []
+    net.backbone.backbone.register_forward_pre_hook(lambda m, x: calls.append(len(x[0])))
+    output = net(crops)
+    assert sorted(calls) == [3, 6, 6], "one forward per size"
+    assert output.logits.shape == (15, 5)
+    for i, crop in enumerate(crops):
+        features = net.backbone(crop)
+        torch.testing.assert_close(output.features[3 * i : 3 * i + 3], features)
+        torch.testing.assert_close(output.logits[3 * i : 3 * i + 3], net.head(features))
+
+
+@torch.no_grad()
+def test_masks_reach_their_crops(net: md.MultiCropWrapper) -> None:
+    crops = [torch.randn(2, 3, 32, 32) for _ in range(3)]
+    masks = [md.RandomMasker(0.5)(2, (4, 4)), None, md.RandomMasker(0.25)(2, (4, 4))]
+    output = net(crops, masks, [8, 0, 4])
+    for i, (crop, mask) in enumerate(zip(crops, masks, strict=True)):
+        torch.testing.assert_close(output.features[2 * i : 2 * i + 2], net.backbone(crop, mask))
+
+
+def test_create_backbone_refuses_what_is_no_vit() -> None:
+    with pytest.raises(ValueError, match=r"no model 'vit_tinny.*Did you mean vit_tiny"):
+        create_backbone("vit_tinny_patch16_224", 32, 8)
+    with pytest.raises(ValueError, match="cannot be built as a ViT"):
+        create_backbone("resnet10t", 32, 8)
+
+
+def test_create_backbone_starts_as_the_original() -> None:
+    torch.manual_seed(0)
+    model = create_backbone("vit_tiny_patch16_224", 32, 8, depth=2)
+    assert float(model.cls_token.detach().std()) == pytest.approx(0.02, rel=0.3)  # type: ignore[operator]
+    assert model.training

@@ -1,0 +1,93 @@
+"""Tokens replaced, tokens dropped, pixels filled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import maskdistill as md
+from maskdistill.applying import drop_tokens, patch_grid, replace_tokens, visible_indices
+
+IMAGES = torch.randn(3, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+MASK = md.RandomMasker(0.5)(3, (2, 3), generator=torch.Generator().manual_seed(0))
+
+
+def patches(images: torch.Tensor) -> torch.Tensor:
+    return images.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
+@pytest.mark.parametrize("fill", ["zero", "mean", "noise", "blur"])
+def test_only_hidden_pixels_change(fill: str) -> None:
+    filled = md.mask_pixels(IMAGES, MASK, 4, fill)  # type: ignore[arg-type]
+    assert filled.shape == IMAGES.shape
+    same = (patches(filled) == patches(IMAGES)).all(dim=-1)
+    assert torch.equal(same, ~MASK)
+
+
+def test_fills_are_what_they_say() -> None:
+    everything = torch.ones(3, 6, dtype=torch.bool)
+    assert not md.mask_pixels(IMAGES, everything, 4).any()
+    mean = md.mask_pixels(IMAGES, everything, 4, "mean")
+    torch.testing.assert_close(mean[:, :, 0, 0], IMAGES.mean(dim=(2, 3)))
+    big = torch.randn(2, 3, 64, 64) * 3 + 5
+    noise = md.mask_pixels(big, torch.ones(2, 256, dtype=torch.bool), 4, "noise")
+    torch.testing.assert_close(noise.mean(dim=(2, 3)), big.mean(dim=(2, 3)), atol=0.3, rtol=0)
+    torch.testing.assert_close(noise.std(dim=(2, 3)), big.std(dim=(2, 3)), atol=0.3, rtol=0)
+    blurred = md.mask_pixels(big, torch.ones(2, 256, dtype=torch.bool), 4, "blur")
+    assert blurred.std() < 0.5 * big.std()
+
+
+def test_noise_comes_from_the_generator() -> None:
+    def noise() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return md.mask_pixels(IMAGES, MASK, 4, "noise", generator=generator)
+
+    state = torch.random.get_rng_state()
+    assert torch.equal(noise(), noise())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_patches_need_not_be_square() -> None:
+    mask = torch.zeros(1, 4, dtype=torch.bool)
+    mask[0, 1] = True
+    filled = md.mask_pixels(torch.ones(1, 1, 4, 12), mask, (2, 6))
+    assert filled[0, 0, :2, 6:].sum() == 0
+    assert filled.sum() == 36
+
+
+def test_tokens() -> None:
+    tokens = torch.arange(24.0).reshape(2, 4, 3)
+    mask = torch.tensor([[True, False, False, True], [False, True, True, False]])
+    replaced = replace_tokens(tokens, mask, torch.full((3,), -1.0))
+    assert (replaced[mask] == -1).all()
+    assert torch.equal(replaced[~mask], tokens[~mask])
+    keep = visible_indices(mask)
+    assert keep.tolist() == [[1, 2], [0, 3]]
+    with_class = torch.cat([torch.full((2, 1, 3), 99.0), tokens], dim=1)
+    dropped = drop_tokens(with_class, keep, prefix=1)
+    assert dropped[:, 0].eq(99).all()
+    assert torch.equal(dropped[:, 1:], tokens[~mask].reshape(2, 2, 3))
+    assert torch.equal(drop_tokens(tokens, keep), dropped[:, 1:])
+
+
+def test_unequal_rows_cannot_be_dropped() -> None:
+    mask = torch.tensor([[True, False, False], [True, True, False]])
+    with pytest.raises(ValueError, match="from 1 to 2"):
+        visible_indices(mask)
+    with pytest.raises(ValueError, match="no patch at all"):
+        visible_indices(torch.ones(2, 3, dtype=torch.bool))
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="8x12 pixels does not divide into patches of 5x5"):
+        md.mask_pixels(IMAGES, MASK, 5)
+    with pytest.raises(ValueError, match="bool"):
+        md.mask_pixels(IMAGES, MASK.float(), 4)
+    with pytest.raises(ValueError, match=r"\(3, 6\).*got \(3, 7\)"):
+        md.mask_pixels(IMAGES, torch.zeros(3, 7, dtype=torch.bool), 4)
+    with pytest.raises(ValueError, match="floats"):
+        md.mask_pixels(torch.zeros(3, 3, 8, 12, dtype=torch.uint8), MASK, 4)
+    with pytest.raises(ValueError, match="fill must be one of"):
+        md.mask_pixels(IMAGES, MASK, 4, "black")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="patch_size"):
+        patch_grid((8, 8), 0)

@@ -1,0 +1,145 @@
+"""The pages of the documentation do what they say.
+
+Blocks fenced as ``python`` run, in order, in one namespace per page and in an empty folder. A
+``text`` block right after one holds what it prints, and is compared.
+
+These fences do not run: ``console`` starts whole training runs, needs data that is not here, or
+installs; ``diff`` is a change to a block that does run, and is checked against it; ``text`` is
+output or a layout on disk; ``py`` is a line to be put into one of the library's own files, or needs
+several processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import textwrap
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+WITH_CODE = {
+    "adding-a-masker.md", "concepts.md", "data.md", "index.md", "quickstart.md", "trainer.md",
+}  # fmt: skip
+WITHOUT_CODE = {"api.md"}  # made from the docstrings, which are tested where they stand
+
+_FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>[\w-]+)[^\n]*\n(?P<body>.*?)^(?P=indent)```[ ]*$\n?",
+                    re.MULTILINE | re.DOTALL)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A fenced block: its kind, its text, its first line's number, and what stands before it."""
+
+    kind: str
+    body: str
+    line: int
+    gap: str
+
+
+def blocks(page: str) -> list[Block]:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    found, end = [], 0
+    for fence in _FENCE.finditer(text):
+        line = text.count("\n", 0, fence.start("body"))
+        gap, end = text[end : fence.start()], fence.end()
+        found.append(Block(fence["kind"], textwrap.dedent(fence["body"]), line, gap))
+    return found
+
+
+def run(code: str, line: int, page: str, namespace: dict[str, object]) -> str:
+    """Run a block; tracebacks name the page and its line. Returns what was printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile("\n" * line + code, DOCS / page, "exec"), namespace)
+    return printed.getvalue()
+
+
+def lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]
+
+
+@pytest.fixture
+def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """A module of its own, so that classes of a page can be looked up, as in a script."""
+    module = types.ModuleType("a_page_of_the_docs")
+    monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
+    monkeypatch.chdir(tmp_path)
+    return vars(module)
+
+
+def test_every_page_is_expected() -> None:
+    assert {page.name for page in DOCS.glob("*.md")} == WITH_CODE | WITHOUT_CODE
+
+
+@pytest.mark.parametrize("page", sorted(WITH_CODE))
+def test_the_code_of_a_page_runs(page: str, namespace: dict[str, object]) -> None:
+    found = blocks(page)
+    assert any(block.kind == "python" for block in found), f"{page} has no python blocks"
+    for block, after in zip(found, [*found[1:], None], strict=True):
+        if block.kind != "python":
+            continue
+        printed = run(block.body, block.line, page, namespace)
+        if after is not None and after.kind == "text" and not after.gap.strip():
+            assert lines(printed) == lines(after.body), f"{page}, line {after.line}"
+
+
+@pytest.mark.parametrize("page", sorted(WITHOUT_CODE))
+def test_a_page_without_code_has_none(page: str) -> None:
+    assert not [block for block in blocks(page) if block.kind == "python"]
+
+
+def test_no_fence_is_misspelt() -> None:
+    kinds = {block.kind for page in WITH_CODE | WITHOUT_CODE for block in blocks(page)}
+    assert kinds <= {"python", "py", "text", "console", "diff"}
+    for page in WITH_CODE | WITHOUT_CODE:
+        text = (DOCS / page).read_text(encoding="utf-8")
+        assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(blocks(page)), page
+
+
+def test_five_lines_change_a_loop(namespace: dict[str, object]) -> None:
+    """The quickstart's diff is of the loop below it, which runs before and after."""
+    page = "quickstart.md"
+    found = blocks(page)
+    at = next(i for i, block in enumerate(found) if block.kind == "diff")
+    diff, loop = found[at].body.splitlines(), found[at + 1]
+    assert loop.kind == "python"
+    assert sum(line.startswith("+") for line in diff) == 5
+    before = loop.body
+    for hunk in re.split(r"^ \.\.\.$", found[at].body, flags=re.MULTILINE):
+        changed = hunk.strip("\n").splitlines()
+        old = "".join(line[1:] + "\n" for line in changed if line.startswith("-"))
+        new = "".join(line[1:] + "\n" for line in changed if line.startswith("+"))
+        assert before.count(new) == 1, new
+        before = before.replace(new, old)
+    assert "md." not in before
+    run(before, loop.line, page, namespace)
+
+
+def test_the_settings_table_is_complete() -> None:
+    """docs/trainer.md names every setting of a run, with its default."""
+    from maskdistill.job import JobConfig
+
+    text = (DOCS / "trainer.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", text, re.MULTILINE))
+    wanted = {field.name: repr(field.default) for field in dataclasses.fields(JobConfig)}
+    assert rows == wanted, "please correct the table of settings in docs/trainer.md"
+
+
+def test_the_api_page_is_complete() -> None:
+    """docs/api.md has every public name of the library and of its documented modules."""
+    import maskdistill
+    from maskdistill import data, evaluation, training
+
+    listed = set(re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
+    public = {
+        f"{module.__name__}.{name}"
+        for module in (maskdistill, training, evaluation, data)
+        for name in module.__all__
+    }
+    assert not public - listed, "please add these to docs/api.md"

@@ -1,0 +1,133 @@
+"""Who sees what."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+import maskdistill as md
+from maskdistill.views import POLICIES
+
+RANDOM = md.RandomMasker(0.3)
+CROPS = [torch.zeros(4, 3, 64, 64)] * 2 + [torch.zeros(4, 3, 32, 32)] * 3
+
+
+def seen(policy: md.ViewPolicy) -> tuple[str, str]:
+    """One letter per view: m where it is masked, c where it is clean."""
+    masks = policy(CROPS, 8)
+    return (
+        "".join("c" if m is None else "m" for m in masks.student),
+        "".join("c" if m is None else "m" for m in masks.teacher),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "views"),
+    [
+        ("none", ("ccccc", "cc")),
+        ("asymmetric", ("mmccc", "cc")),
+        ("symmetric", ("mmccc", "mm")),
+        ("student-all-views", ("mmmmm", "cc")),
+        ("local-only", ("ccmmm", "cc")),
+        ("teacher-only", ("ccccc", "mm")),
+    ],
+)
+def test_named_policies(name: str, views: tuple[str, str]) -> None:
+    policy = POLICIES[name](RANDOM)
+    assert seen(policy) == views
+    assert policy.masks_student == ("m" in views[0])
+
+
+def test_every_named_policy_is_tested() -> None:
+    marks = test_named_policies.pytestmark  # type: ignore[attr-defined]
+    assert set(POLICIES) == {case[0] for case in marks[0].args[1]}
+
+
+def test_shapes_follow_each_crop() -> None:
+    masks = md.ViewPolicy.student_all_views(RANDOM)(CROPS, 8)
+    assert [tuple(m.shape) for m in masks.student if m is not None] == [(4, 64)] * 2 + [(4, 16)] * 3
+    assert masks.student_counts == [19, 19, 5, 5, 5]
+    assert masks.teacher_counts == [0, 0]
+
+
+def test_views_are_drawn_independently() -> None:
+    masks = md.ViewPolicy.symmetric(RANDOM)(CROPS, 8)
+    drawn = [m for m in (*masks.student, *masks.teacher) if m is not None]
+    assert len({tuple(m.flatten().tolist()) for m in drawn}) == 4
+
+
+def test_teacher_first_then_student_is_the_whole_call() -> None:
+    policy = md.ViewPolicy.symmetric(RANDOM)
+    whole = policy(CROPS, 8, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    teacher, _ = policy.teacher_masks(CROPS, 8, generator=generator)
+    student, _ = policy.student_masks(CROPS, 8, generator=generator)
+    for a, b in zip((*teacher, *student), (*whole.teacher, *whole.student), strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)  # type: ignore[arg-type]
+
+
+def test_attention_reaches_its_own_view() -> None:
+    first, second = torch.zeros(4, 2, 64), torch.zeros(4, 2, 64)
+    first[..., :32], second[..., 32:] = 1.0, 1.0
+    policy = md.AsymmetricMaskPolicy(md.AttentionGuidedMasker(0.5))
+    masks = policy(CROPS, 8, attention=[first, second]).student
+    assert masks[0] is not None
+    assert masks[1] is not None
+    assert masks[0][:, :32].all()
+    assert masks[1][:, 32:].all()
+    with pytest.raises(ValueError, match="one tensor per global crop"):
+        policy(CROPS, 8, attention=first)
+    with pytest.raises(ValueError, match="needs the signal"):
+        policy(CROPS, 8)
+
+
+def test_progress_and_generator_reach_the_masker() -> None:
+    policy = md.AsymmetricMaskPolicy(md.RandomMasker(md.Linear(0, 1)))
+    assert policy(CROPS, 8, progress=0.5).student_counts[0] == 32
+
+
+def test_refused_when_built() -> None:
+    guided = md.AttentionGuidedMasker(0.5)
+    md.ViewPolicy(student_global=guided)
+    for build in (md.ViewPolicy.symmetric, md.ViewPolicy.teacher_only):
+        with pytest.raises(ValueError, match="before the teacher has run"):
+            build(guided)
+    for build in (md.ViewPolicy.local_only, md.ViewPolicy.student_all_views):
+        with pytest.raises(ValueError, match="global views alone"):
+            build(guided | RANDOM)
+    with pytest.raises(TypeError, match="must be a masker"):
+        md.ViewPolicy(student_global=0.3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="ViewPolicy.none"):
+        md.AsymmetricMaskPolicy(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="global_crops"):
+        md.ViewPolicy(global_crops=0)
+
+
+def test_bad_crops() -> None:
+    policy = md.AsymmetricMaskPolicy(RANDOM)
+    with pytest.raises(ValueError, match="at least 2 tensors"):
+        policy(CROPS[:1], 8)
+    with pytest.raises(ValueError, match="a single tensor"):
+        policy(CROPS[0], 8)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="64x64 pixels does not divide"):
+        policy(CROPS, 7)
+    with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
+        policy([torch.zeros(3, 64, 64)] * 2, 8)
+
+
+def test_values() -> None:
+    policy = md.AsymmetricMaskPolicy(RANDOM)
+    assert policy == md.ViewPolicy(student_global=RANDOM) == md.ViewPolicy.asymmetric(RANDOM)
+    assert hash(policy) == hash(md.ViewPolicy(student_global=RANDOM))
+    assert policy != md.ViewPolicy.none()
+    assert eval(repr(policy), vars(md)) == policy
+    assert pickle.loads(pickle.dumps(policy)) == policy
+
+
+def test_the_table_says_who_sees_what() -> None:
+    text = str(md.ViewPolicy(student_local=RANDOM, teacher_global=md.NoMasker()))
+    student, teacher = text.splitlines()[1:]
+    assert student.split() == ["student", "clean", "RandomMasker(0.3)"]
+    assert teacher.split() == ["teacher", "NoMasker()", "not", "seen"]

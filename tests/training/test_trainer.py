@@ -1,0 +1,358 @@
+"""The trainer as its user meets it: exact, restartable, and plain about what is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import maskdistill as md
+from maskdistill.training import (
+    CollapseWarning,
+    NonFiniteLossError,
+    StepMetrics,
+    Trainer,
+    TrainingConfig,
+)
+from maskdistill.training import trainer as trainer_module
+from maskdistill.training.checkpoint import save_atomically
+from maskdistill.training.records import CollapseAlarm, read_metrics
+from tests.training.conftest import Noise, assert_same, weights
+
+Build = Callable[..., Trainer]
+
+
+def fit(trainer: Trainer, out: Path, **kwargs: Any) -> Trainer:
+    trainer.fit(out, progress_bar=False, **kwargs)
+    return trainer
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line]
+
+
+def test_golden_run(build: Build, tmp_path: Path) -> None:
+    """A refactor leaves these numbers as they are, or the CHANGELOG says "Draws change"."""
+    fit(build(), tmp_path)
+    np.testing.assert_allclose(losses(tmp_path), GOLDEN, rtol=1e-4)
+
+
+GOLDEN = [3.348981, 3.983263, 2.995751, 3.158179, 3.108815, 3.593353]
+
+
+def test_a_run_leaves_what_it_promises(build: Build, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "run"
+    report = build().fit(out, progress_bar=False)
+    assert report.steps == 12
+    assert report.images_per_second > 0
+    lines = read_metrics(out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert set(lines[0]) >= {*StepMetrics._fields, "lr", "weight_decay", "momentum",
+                             "teacher_temp", "epoch", "images_per_second"}  # fmt: skip
+    assert list(out.glob("events.out.tfevents.*"))
+    content = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert content["step"] == 12
+    assert not list(out.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [4, 8])
+def test_resuming_changes_nothing(
+    build: Build, tmp_path: Path, stop: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of an epoch, with drop path, masks and crops all at random."""
+    policy = md.AsymmetricMaskPolicy(md.RandomMasker(md.Uniform(0.1, 0.7)).sometimes(0.5))
+    changes = {"workers": workers, "drop_path": 0.5, "checkpoint_every": stop}
+    whole = fit(build(policy, **changes), tmp_path / "whole")
+
+    real_step = trainer_module.train_step
+    calls = 0
+
+    def stopping(*args: Any, **kwargs: Any) -> StepMetrics:
+        nonlocal calls
+        calls += 1
+        if calls == stop + 2:  # two steps are lost, and done again
+            raise KeyboardInterrupt
+        return real_step(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "train_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            fit(build(policy, **changes), tmp_path / "halves")
+    resumed = fit(build(policy, **changes), tmp_path / "halves", resume=True)
+    assert_same(weights(resumed), weights(whole))
+    assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
+
+
+def test_workers_change_nothing(build: Build, tmp_path: Path) -> None:
+    a = fit(build(workers=0), tmp_path / "a")
+    b = fit(build(workers=2), tmp_path / "b")
+    assert_same(weights(a), weights(b))
+
+
+def test_the_seed_changes_everything(build: Build, tmp_path: Path) -> None:
+    a, b = fit(build(), tmp_path / "a"), fit(build(seed=1), tmp_path / "b")
+    assert losses(tmp_path / "a") != losses(tmp_path / "b")
+    assert not torch.equal(
+        a.teacher.backbone.backbone.pos_embed, b.teacher.backbone.backbone.pos_embed
+    )
+
+
+def test_what_the_policy_masks_is_masked(build: Build, tmp_path: Path) -> None:
+    """The student's global views and no others, as the backbone sees them."""
+    trainer = build(md.AsymmetricMaskPolicy(md.RandomMasker(0.5)), max_steps=1)
+    seen: dict[str, list[tuple[int, bool]]] = {"student": [], "teacher": []}
+    for role, net in (("student", trainer.state.student_net), ("teacher", trainer.teacher)):
+        net.backbone.register_forward_pre_hook(
+            lambda m, args, role=role: seen[role].append((args[0].shape[-1], args[1] is not None))
+        )
+    fit(trainer, tmp_path)
+    assert seen == {"student": [(16, True), (8, False)], "teacher": [(16, False)]}
+
+
+@pytest.mark.parametrize("apply", ["token", "drop", "pixel"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        md.ViewPolicy.none(),
+        md.ViewPolicy.symmetric(md.BlockMasker(0.4)),
+        md.ViewPolicy.student_all_views(md.RandomMasker(0.5)),
+        md.AsymmetricMaskPolicy(md.AttentionGuidedMasker(0.3, temperature=md.Linear(1, 0))),
+    ],
+    ids=["none", "symmetric", "all views", "attention"],
+)
+def test_every_policy_trains_by_every_application(
+    build: Build, tmp_path: Path, apply: str, policy: md.ViewPolicy
+) -> None:
+    trainer = build(policy, apply=apply, max_steps=2)
+    before = {k: v.clone() for k, v in weights(trainer).items()}
+    fit(trainer, tmp_path)
+    assert all(math.isfinite(loss) for loss in losses(tmp_path))
+    after = weights(trainer)
+    assert not torch.equal(after["teacher.head.mlp.0.weight"], before["teacher.head.mlp.0.weight"])
+    if apply == "token":
+        learned = not torch.equal(
+            after["student.backbone.mask_token"], before["student.backbone.mask_token"]
+        )
+        assert learned == policy.masks_student
+
+
+def test_a_backbone_of_ones_own(build: Build, images: Noise, tmp_path: Path) -> None:
+    config = TrainingConfig(**{**_tiny(), "patch_size": 4, "max_steps": 2})
+    vit = timm.create_model(
+        "vit_small_patch16_dinov3", img_size=16, patch_size=4, depth=1, num_classes=0,
+        dynamic_img_size=True,
+    )  # fmt: skip
+    trainer = Trainer(config, images, md.ViewPolicy.none(), backbone=vit)
+    assert trainer.state.student_net.backbone.backbone is vit
+    fit(trainer, tmp_path)
+    classifier = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, depth=1,
+                                   num_classes=0, global_pool="")  # fmt: skip
+    with pytest.raises(ValueError, match="one embedding per image"):
+        Trainer(config, images, md.ViewPolicy.none(), backbone=classifier)
+
+
+def _tiny() -> dict[str, Any]:
+    from tests.training.conftest import TINY
+
+    return dict(TINY)
+
+
+# --- Faithful details
+
+
+def test_teacher_is_an_average_without_drop_path(build: Build, tmp_path: Path) -> None:
+    trainer = build(drop_path=0.5, momentum=0.5, max_steps=1)
+    start = {k: v.clone() for k, v in trainer.teacher.state_dict().items()}
+    assert_same(start, dict(trainer.state.student_net.state_dict()))
+    assert not any(p.requires_grad for p in trainer.teacher.parameters())
+    x = torch.randn(4, 3, 16, 16)
+    assert torch.equal(trainer.teacher.backbone(x), trainer.teacher.backbone(x))
+    trainer.state.student.train()
+    student = trainer.state.student_net.backbone
+    assert not torch.equal(student(x), student(x)), "the student has drop path"
+    fit(trainer, tmp_path)
+    now = trainer.state.student_net.state_dict()
+    for name, value in trainer.teacher.state_dict().items():
+        torch.testing.assert_close(value, 0.5 * start[name] + 0.5 * now[name])
+
+
+def test_the_last_layer_waits_an_epoch(build: Build, tmp_path: Path) -> None:
+    frozen = build(freeze_last_layer=1, max_steps=4)  # 4 steps are an epoch
+    before = frozen.state.student_net.head.last_layer.weight_v.clone()
+    fit(frozen, tmp_path / "a")
+    assert torch.equal(frozen.state.student_net.head.last_layer.weight_v, before)
+    free = fit(build(freeze_last_layer=0, max_steps=4), tmp_path / "b")
+    assert not torch.equal(free.state.student_net.head.last_layer.weight_v, before)
+
+
+def test_schedules_of_the_settings(build: Build) -> None:
+    trainer = build(lr=0.1, batch_size=4, warmup_epochs=1, momentum=0.9, teacher_temp=0.07,
+                    warmup_teacher_temp=0.04, warmup_teacher_temp_epochs=2)  # fmt: skip
+    at = [trainer.settings(step) for step in range(12)]
+    assert [s.lr for s in at[:4]] == pytest.approx([k / 3 * 0.1 * 4 / 256 for k in range(4)])
+    assert at[0].weight_decay == pytest.approx(0.04)
+    assert at[0].momentum == pytest.approx(0.9)
+    assert at[11].momentum > 0.99
+    assert [s.teacher_temp for s in at] == [0.04] * 4 + [0.07] * 8
+    assert [s.freeze_last_layer for s in at] == [True] * 4 + [False] * 8
+    assert at[6].progress == 0.5
+
+
+def test_defaults_scale_with_the_data() -> None:
+    imagenet = TrainingConfig(batch_size=256).resolved(1_281_167)
+    assert (imagenet.out_dim, imagenet.momentum, imagenet.local_size) == (65536, 0.996, 96)
+    assert imagenet.warmup_epochs == pytest.approx(10, rel=1e-3)
+    mini = TrainingConfig(image_size=64, patch_size=8).resolved(50_000)
+    assert (mini.out_dim, mini.local_size) == (4096, 24)
+    tiny = TrainingConfig(epochs=1, batch_size=10).resolved(1000)
+    assert (tiny.out_dim, tiny.momentum) == (256, 0.98)
+    chosen = TrainingConfig(out_dim=7, momentum=0.5, local_size=32, warmup_epochs=0)
+    assert chosen.resolved(1000) == chosen
+
+
+# --- What goes wrong
+
+
+def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_step = trainer_module.train_step
+    calls = 0
+
+    def diverging(*args: Any, **kwargs: Any) -> StepMetrics:
+        nonlocal calls
+        calls += 1
+        metrics = real_step(*args, **kwargs)
+        return metrics._replace(loss=torch.tensor(math.nan)) if calls == 6 else metrics
+
+    monkeypatch.setattr(trainer_module, "train_step", diverging)
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 6.*last good checkpoint"):
+        fit(build(), tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
+
+
+def test_a_truncated_checkpoint(build: Build, tmp_path: Path) -> None:
+    fit(build(), tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"cannot be read.*truncated or damaged"):
+        fit(build(), tmp_path, resume=True)
+    torch.save({"format": 99}, path)
+    with pytest.raises(ValueError, match="no maskdistill checkpoint"):
+        fit(build(), tmp_path, resume=True)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        fit(build(), tmp_path, resume=True)
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(build(), tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full_disk(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("maskdistill.training.checkpoint.torch.save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_atomically({}, tmp_path / "checkpoint.pt")
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_other_settings_cannot_resume(build: Build, tmp_path: Path) -> None:
+    fit(build(), tmp_path)
+    with pytest.raises(ValueError, match=r"epochs was 3 and is 5"):
+        fit(build(epochs=5), tmp_path, resume=True)
+    with pytest.raises(ValueError, match="policy was"):
+        fit(build(md.ViewPolicy.none()), tmp_path, resume=True)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        fit(build(), tmp_path)
+    assert build(workers=1, log_every=1).fit(tmp_path, resume=True, progress_bar=False).steps == 12
+
+
+def test_refused_when_built(build: Build) -> None:
+    with pytest.raises(ValueError, match="same number of patches in every image"):
+        build(md.AsymmetricMaskPolicy(md.RandomMasker(0.5).sometimes(0.5)), apply="drop")
+    with pytest.raises(ValueError, match="do not fill one step of 64"):
+        build(batch_size=64)
+    with pytest.raises(ValueError, match="2 global crops"):
+        build(md.ViewPolicy(global_crops=1))
+    with pytest.raises(ValueError, match="no model 'vit_tinny"):
+        build(model="vit_tinny")
+    with pytest.raises(ValueError, match="no class token"):
+        build(
+            md.AsymmetricMaskPolicy(md.AttentionGuidedMasker(0.3)),
+            model="vit_base_patch16_siglip_224",
+        )
+    for changes, message in (
+        ({"image_size": 30}, "multiple of patch_size"),
+        ({"local_size": 7}, "multiple of patch_size"),
+        ({"lr": 0.0}, "lr must"),
+        ({"epochs": 0}, "epochs must"),
+        ({"global_scale": (0.5, 0.1)}, "global_scale must"),
+        ({"momentum": 1.5}, "momentum must"),
+        ({"device": "cuda:99" if not torch.cuda.is_available() else "tpu"}, "device"),
+        ({"device": "abacus"}, "device must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(**changes)
+
+
+def test_a_policy_whose_signal_nobody_supplies(build: Build) -> None:
+    class Guided(md.Masker):
+        @property
+        def needs(self) -> frozenset[str]:
+            return frozenset({"saliency"})
+
+        def _draw(self, context: md.MaskContext) -> torch.Tensor:
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"\['saliency'\].*supplies only 'attention'"):
+        build(md.AsymmetricMaskPolicy(Guided()))
+
+
+def test_the_collapse_alarm_speaks_once_and_only_if_it_lasts() -> None:
+    alarm = CollapseAlarm(out_dim=100, patience=3)
+    uniform = math.log(100)
+    said = [alarm.observe(loss, 0.5) for loss in (uniform, 3.0, uniform, uniform, uniform, uniform)]
+    assert [message is not None for message in said] == [False] * 4 + [True, False]
+    assert "uniform distribution" in (said[4] or "")
+    said = [alarm.observe(3.0, 0.001) for _ in range(4)]
+    assert [message is not None for message in said] == [False, False, True, False]
+    assert "one point" in (said[2] or "")
+
+
+def test_the_trainer_sounds_the_alarm(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_step = trainer_module.train_step
+
+    def collapsed(*args: Any, **kwargs: Any) -> StepMetrics:
+        metrics = real_step(*args, **kwargs)
+        return metrics._replace(loss=torch.tensor(math.log(32)))
+
+    monkeypatch.setattr(trainer_module, "train_step", collapsed)
+    with pytest.warns(CollapseWarning, match="uniform"):
+        fit(build(epochs=6, log_every=1), tmp_path)
+
+
+def test_evaluations_are_recorded(build: Build, tmp_path: Path) -> None:
+    fit(build(), tmp_path, evaluate=lambda vit: {"score": 1.0}, evaluate_every=5)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if "score" in line] == [5, 10]
+
+
+def test_metrics_cut_short_by_a_crash_are_read(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
