@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from maskdistill.data import DamagedDataError
-from maskdistill.job import JobConfig, run_job
+from maskdistill.job import JobConfig, run_job, saved_config
 from maskdistill.training import NonFiniteLossError
 
 
@@ -27,18 +29,19 @@ def train(
     import tyro
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    has_data = any(a == "--data" or a.startswith("--data=") for a in arguments)
     try:
         config = tyro.cli(
             JobConfig,
             description=description,
-            default=real if has_data else scenes,
+            default=_defaults(arguments, scenes, real),
             args=arguments,
         )
         run_job(config)
     except (NonFiniteLossError, DamagedDataError) as error:
         print(f"\nstopped: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
@@ -46,3 +49,23 @@ def train(
         print("\ninterrupted; go on from the last checkpoint with --resume", file=sys.stderr)
         return 130
     return 0
+
+
+def _defaults(arguments: Sequence[str], scenes: JobConfig, real: JobConfig) -> JobConfig:
+    """Return what holds where the command line is silent.
+
+    A resumed run keeps its own settings, so that ``--resume --out DIR`` says it all.
+    """
+    out = _value(arguments, "--out")
+    if "--resume" in arguments and out is not None:
+        return saved_config(Path(out))
+    return scenes if _value(arguments, "--data") is None else real
+
+
+def _value(arguments: Sequence[str], name: str) -> str | None:
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == name:
+            return following
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None

@@ -6,38 +6,26 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 
 import maskdistill
 from maskdistill import plotting
 from maskdistill.data import (
     DataSplits,
-    MultiCrop,
     Scenes,
     derive_seed,
     normalize,
     open_data,
     resize_for_evaluation,
 )
-from maskdistill.evaluation import (
-    AttentionJaccard,
-    attention_jaccard,
-    balanced_indices,
-    extract_features,
-    knn_accuracy,
-    raw_pixels,
-)
+from maskdistill.judge import JobImages, Judge
 from maskdistill.masking import parse_masker
 from maskdistill.models import MaskedViT, backbone_arguments
 from maskdistill.training import Trainer, TrainingConfig
@@ -45,9 +33,6 @@ from maskdistill.training.distributed import start_processes
 from maskdistill.training.records import read_metrics
 from maskdistill.training.trainer import CHECKPOINT
 from maskdistill.views import POLICIES, ViewPolicy
-
-_SHOWN = 10
-"""Images in attention.png."""
 
 PolicyName = Literal[
     "none", "asymmetric", "symmetric", "student-all-views", "local-only", "teacher-only"
@@ -92,16 +77,28 @@ class JobConfig(TrainingConfig):
             self._require(name, getattr(self, name) >= 0, "must be an int >= 0")
 
 
-@dataclass(frozen=True)
-class _Images:
-    """The job's images, and the object masks of the validation images where there are any."""
+def saved_config(out: Path) -> JobConfig:
+    """Return the settings that a run wrote into its folder, ready to resume it.
 
-    train: Dataset[tuple[Image.Image, int]]
-    val: Dataset[tuple[Image.Image, int]]
-    train_labels: NDArray[np.int64]
-    val_labels: NDArray[np.int64]
-    val_masks: NDArray[np.bool_] | None
-    note: str
+    Raises:
+        FileNotFoundError: there is no ``config.json``.
+        ValueError: it is damaged, or of another version.
+    """
+    path = out / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no run in {out} to resume: it has no config.json.")
+    try:
+        values = json.loads(path.read_text())
+        for name in ("data", "out"):
+            values[name] = None if values[name] is None else Path(values[name])
+        for name in ("global_scale", "local_scale"):
+            values[name] = tuple(values[name])
+        return JobConfig(**values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} cannot be read as the settings of a run ({error}); give them all again "
+            "without it, or start anew."
+        ) from error
 
 
 def run_job(config: JobConfig) -> dict[str, Any]:
@@ -127,7 +124,9 @@ def run_job(config: JobConfig) -> dict[str, Any]:
     images = _open_images(config)
     processes = start_processes(config.device)
     trainer = Trainer(config, images.train, policy, processes=processes)
-    judge = _Judge(config, images)
+    if config.resume:
+        trainer.check_resumable(out)
+    judge = Judge(images, config.image_size, knn_train=config.knn_train, knn_val=config.knn_val)
     say = print if processes.is_main else _say_nothing
 
     say(images.note)
@@ -167,10 +166,12 @@ def run_job(config: JobConfig) -> dict[str, Any]:
         return {}
 
     vit = trainer.teacher.backbone
+    knn = (report.evaluation or {"knn": judge.knn(vit)})["knn"]
     end, after = judge.end(vit)
     summary: dict[str, Any] = {
         **start,
         **end,
+        "knn": knn,
         "steps": report.steps,
         "images_per_second": report.images_per_second,
         "training_seconds": report.seconds,
@@ -191,101 +192,13 @@ def run_job(config: JobConfig) -> dict[str, Any]:
         },
     }
     _save_backbone(vit, trainer.config, out / "backbone.safetensors")
-    _append_last(out / "metrics.jsonl", report.steps, {"knn": summary["knn"]})
     _draw(out, trainer, judge, before, after, summary)
     _write_json(out / "summary.json", summary)
     say(_verdict(summary, out))
     return summary
 
 
-class _Judge:
-    """Evaluates a backbone on a fixed choice of images."""
-
-    def __init__(self, config: JobConfig, images: _Images) -> None:
-        self.size = config.image_size
-        self.images = images
-        self.train_indices = balanced_indices(
-            torch.from_numpy(images.train_labels), config.knn_train
-        )
-        self.val_indices = balanced_indices(torch.from_numpy(images.val_labels), config.knn_val)
-        self.shown = self._distinct_images()
-
-    def knn(self, vit: MaskedViT) -> float:
-        train = extract_features(vit, self.images.train, self.size, indices=self.train_indices)
-        val = extract_features(vit, self.images.val, self.size, indices=self.val_indices)
-        return knn_accuracy(*train, *val)
-
-    def start(self, vit: MaskedViT) -> tuple[dict[str, Any], Tensor | None]:
-        """Return what training has to beat, and the attention to the shown images."""
-        pixels = (
-            *raw_pixels(self.images.train, self.train_indices),
-            *raw_pixels(self.images.val, self.val_indices),
-        )
-        values: dict[str, Any] = {
-            "knn_random_init": self.knn(vit),
-            "knn_raw_pixels": knn_accuracy(*pixels),
-        }
-        jaccard = self.jaccard(vit)
-        if jaccard is not None:
-            values["attention_jaccard_random_init"] = jaccard._asdict()
-        return values, self.attention(vit)
-
-    def end(self, vit: MaskedViT) -> tuple[dict[str, Any], Tensor | None]:
-        """Return what training achieved, and the attention to the shown images."""
-        values: dict[str, Any] = {"knn": self.knn(vit)}
-        jaccard = self.jaccard(vit)
-        if jaccard is not None:
-            values["attention_jaccard"] = jaccard._asdict()
-        return values, self.attention(vit)
-
-    def jaccard(self, vit: MaskedViT) -> AttentionJaccard | None:
-        """Compare the attention with the object masks, where the images have them."""
-        if self.images.val_masks is None:
-            return None
-        try:
-            maps = [
-                vit.attention(self._inputs(part, vit))
-                for part in torch.tensor(self.val_indices).split(256)
-            ]
-        except ValueError:  # a model without a class token
-            return None
-        masks = torch.from_numpy(self.images.val_masks[self.val_indices])
-        grid = vit.grid(self.size, self.size)
-        return attention_jaccard(torch.cat(maps).cpu(), masks, grid)
-
-    def attention(self, vit: MaskedViT) -> Tensor | None:
-        """Return the attention to the shown images, ``(n, heads, N)``, if the model has any."""
-        try:
-            return vit.attention(self._inputs(self.shown, vit)).cpu()
-        except ValueError:
-            return None
-
-    def _inputs(self, indices: Sequence[int] | Tensor, vit: MaskedViT) -> Tensor:
-        # The whole image, not its centre: the object masks are of the whole image.
-        vit.eval()
-        pixels = self.pixels(indices)
-        return normalize(pixels.to(next(vit.parameters()).device))
-
-    def pixels(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Return whole images, ``(n, 3, size, size)`` uint8."""
-        return torch.stack(
-            [
-                resize_for_evaluation(self.images.val[int(i)][0], self.size, crop=False)
-                for i in indices
-            ]
-        )
-
-    def _distinct_images(self) -> list[int]:
-        """Choose the shown images, one of each of as many classes as are shown."""
-        first: dict[int, int] = {}
-        for index in self.val_indices:
-            first.setdefault(int(self.images.val_labels[index]), index)
-        chosen = list(first.values())
-        chosen += [index for index in self.val_indices if index not in chosen]
-        return chosen[:_SHOWN]
-
-
-def _open_images(config: JobConfig) -> _Images:
+def _open_images(config: JobConfig) -> JobImages:
     if config.data is None:
         train = Scenes(config.scenes, config.image_size, split="train", seed=0)
         val = Scenes(max(config.scenes // 5, 1), config.image_size, split="val", seed=0)
@@ -296,7 +209,7 @@ def _open_images(config: JobConfig) -> _Images:
             "--data PATH: mini-ImageNet as CSV lists, class folders, parquet files, pickle caches "
             "or a pack."
         )
-        return _Images(train, val, train.labels, val.labels, val.masks, note)
+        return JobImages(train, val, train.labels, val.labels, val.masks, note)
     data: DataSplits = open_data(
         config.data,
         config.data_format,
@@ -307,7 +220,7 @@ def _open_images(config: JobConfig) -> _Images:
         f"{data.path}: read as {data.format}; {len(data.train)} training and {len(data.val)} "
         f"validation images of {len(data.classes)} classes. {data.note}"
     )
-    return _Images(data.train, data.val, data.train.labels, data.val.labels, None, note)
+    return JobImages(data.train, data.val, data.train.labels, data.val.labels, None, note)
 
 
 def _output_folder(config: JobConfig) -> Path:
@@ -334,23 +247,12 @@ def _output_folder(config: JobConfig) -> Path:
     return folder
 
 
-def _masks_figure(trainer: Trainer, images: _Images, policy: ViewPolicy) -> Any:
+def _masks_figure(trainer: Trainer, images: JobImages, policy: ViewPolicy) -> Any:
     """Draw the views of the first training image as the policy's first step would mask them."""
-    config = trainer.config
-    assert config.local_size is not None
     image = images.train[0][0]
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(config.seed, "picture"))
-        crops = [
-            crop[None]
-            for crop in MultiCrop(
-                config.image_size,
-                config.local_size,
-                config.local_crops,
-                config.global_scale,
-                config.local_scale,
-            )(image).images
-        ]
+        torch.default_generator.manual_seed(derive_seed(trainer.config.seed, "picture"))
+        crops = [crop[None] for crop in trainer.transform(image).images]
     signals: dict[str, Any] = {}
     vit = trainer.teacher.backbone
     if "attention" in policy.needs:
@@ -361,17 +263,17 @@ def _masks_figure(trainer: Trainer, images: _Images, policy: ViewPolicy) -> Any:
     masks = policy(
         crops,
         vit.patch_size,
-        generator=torch.Generator().manual_seed(derive_seed(config.seed, "picture masks")),
+        generator=torch.Generator().manual_seed(derive_seed(trainer.config.seed, "picture masks")),
         **signals,
     )
-    whole = resize_for_evaluation(image, config.image_size, crop=False)
-    return plotting.plot_view_masks(whole, crops, masks, policy, config.patch_size)
+    whole = resize_for_evaluation(image, trainer.config.image_size, crop=False)
+    return plotting.plot_view_masks(whole, crops, masks, policy, trainer.config.patch_size)
 
 
 def _draw(
     out: Path,
     trainer: Trainer,
-    judge: _Judge,
+    judge: Judge,
     before: Tensor | None,
     after: Tensor | None,
     summary: dict[str, Any],
@@ -393,11 +295,6 @@ def _draw(
     metrics += read_metrics(out / "metrics.jsonl")
     uniform = float(np.log(trainer.config.out_dim or 1))
     plotting.plot_curves(metrics, floors, uniform).savefig(out / "curves.png")
-
-
-def _append_last(path: Path, step: int, values: dict[str, float]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps({"step": step, **values}) + "\n")
 
 
 def _save_backbone(vit: MaskedViT, config: TrainingConfig, path: Path) -> None:

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import sys
 import textwrap
 import types
 from pathlib import Path
@@ -28,8 +29,10 @@ WITH_CODE = {
 }  # fmt: skip
 WITHOUT_CODE = {"api.md"}  # made from the docstrings, which are tested where they stand
 
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>[\w-]+)[^\n]*\n(?P<body>.*?)^(?P=indent)```[ ]*$\n?",
-                    re.MULTILINE | re.DOTALL)  # fmt: skip
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<kind>[\w-]+)[^\n]*\n(?P<body>.*?)^(?P=indent)```[ ]*$\n?",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ def lines(text: str) -> list[str]:
 def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """A module of its own, so that classes of a page can be looked up, as in a script."""
     module = types.ModuleType("a_page_of_the_docs")
-    monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.chdir(tmp_path)
     return vars(module)
 
@@ -136,7 +139,9 @@ def test_the_api_page_is_complete() -> None:
     import maskdistill
     from maskdistill import data, evaluation, training
 
-    listed = set(re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
+    listed = set(
+        re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     public = {
         f"{module.__name__}.{name}"
         for module in (maskdistill, training, evaluation, data)

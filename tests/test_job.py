@@ -32,8 +32,13 @@ FILES = {"config.json", "metrics.jsonl", "summary.json", "checkpoint.pt", "backb
 
 
 def run(*arguments: str) -> int:
-    """Run the example as its user would, on tiny settings; return the exit code."""
-    argv = ["dino_tiny_miniimagenet.py", *TINY, *arguments]
+    """Run the example on tiny settings; return the exit code."""
+    return example(*TINY, *arguments)
+
+
+def example(*arguments: str) -> int:
+    """Run the example as its user would; return the exit code."""
+    argv = ["dino_tiny_miniimagenet.py", *arguments]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", argv)
         with pytest.raises(SystemExit) as stopped:
@@ -126,7 +131,9 @@ def test_resume_continues_an_unfinished_run(tmp_path: Path) -> None:
 
         patch.setattr(job.Trainer, "_check_finite", killed)
         assert run(*arguments, "--out", str(tmp_path / "half")) == 130
-    assert run(*arguments, "--out", str(tmp_path / "half"), "--resume") == 0
+    assert (
+        example("--out", str(tmp_path / "half"), "--resume") == 0
+    )  # the settings are the run's own
     whole, half = (
         torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
         for name in ("whole", "half")
@@ -190,7 +197,7 @@ def refused(
         (("--policy", "symmetric", "--masker", "AttentionGuidedMasker(0.3)"), "cannot get"),
         (("--apply", "drop", "--masker", "RandomMasker(0.3).sometimes(0.5)"), "same number"),
         (("--data", "no/such/folder"), "no/such/folder"),
-        (("--resume",), "to resume from"),
+        (("--resume",), "to resume"),
     ],
 )
 def test_settings_that_cannot_work(
@@ -247,6 +254,22 @@ def test_a_finished_run_is_not_overwritten(
     assert run("--scenes", "40", "--max-steps", "1", "--out", str(out)) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
+
+
+def test_a_refused_resumption_loses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert run("--scenes", "40", "--max-steps", "2", "--out", str(out)) == 0
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    again = ("--out", str(out), "--resume")
+    assert example(*again, "--lr", "0.1") == 2
+    assert "lr was 0.008 and is 0.1" in capsys.readouterr().err
+    (out / "checkpoint.pt").write_bytes(before[out / "checkpoint.pt"][:500])
+    assert example(*again) == 2
+    assert "truncated" in capsys.readouterr().err
+    (out / "checkpoint.pt").write_bytes(before[out / "checkpoint.pt"])
+    assert {p: p.read_bytes() for p in out.iterdir()} == before
 
 
 def test_without_an_output_folder_each_run_gets_its_own(

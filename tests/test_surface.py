@@ -26,7 +26,7 @@ FLOORS = {
     "masking": 1, "applying": 1,
     "views": 2, "models": 2, "objectives": 2, "data": 2,
     "training": 3, "evaluation": 3, "plotting": 3,
-    "job": 4, "cli": 5,
+    "judge": 4, "job": 5, "cli": 6,
 }  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
@@ -83,5 +83,5 @@ def test_importing_is_light() -> None:
 
 
 def test_no_file_is_long() -> None:
-    long = {p.name: n for p in MODULES if (n := len(p.read_text().splitlines())) > 480}
+    long = {p.name: n for p in MODULES if (n := len(p.read_text().splitlines())) > 400}
     assert not long

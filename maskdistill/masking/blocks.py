@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskdistill.masking.base import MaskContext, Masker, complete, hidden_if_fixed
+from maskdistill.masking.base import Masker, complete, hidden_if_fixed
+from maskdistill.masking.context import MaskContext
 from maskdistill.masking.ratios import Ratio, check_ratio
 
 # One round places at most one rectangle in every image; BEiT gives each rectangle ten tries. What

@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from maskdistill.masking._engine import top_k
-from maskdistill.masking.base import MaskContext, Masker, hidden_if_fixed
-from maskdistill.masking.ratios import Ratio, Scalar, Schedule, bounds, check_ratio, scalar_at
+from maskdistill.masking.context import MaskContext
+from maskdistill.masking.ratios import Scalar, Schedule, bounds, scalar_at
+from maskdistill.masking.scores import ScoreMasker
 
 
 @dataclass(frozen=True, repr=False)
-class AttentionGuidedMasker(Masker):
+class AttentionGuidedMasker(ScoreMasker):
     """Hides the patches that the teacher attends to most, or least.
 
     >>> attention = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
@@ -44,12 +44,11 @@ class AttentionGuidedMasker(Masker):
     is drawn once per batch; here a ``Uniform`` ratio is drawn per image.
     """
 
-    ratio: Ratio
     hide: Literal["most", "least"] = "most"
     temperature: Scalar = 0.0
 
     def __post_init__(self) -> None:
-        check_ratio("AttentionGuidedMasker", "ratio", self.ratio)
+        super().__post_init__()
         if self.hide not in ("most", "least"):
             raise ValueError(
                 f"AttentionGuidedMasker: hide must be 'most' or 'least'; got {self.hide!r}."
@@ -66,23 +65,13 @@ class AttentionGuidedMasker(Masker):
         """The class token's attention to the patches."""
         return frozenset({"attention"})
 
-    @property
-    def exact(self) -> bool:
-        """True: every row hides exactly round(ratio * N)."""
-        return True
-
-    def fixed_count(self, patches: int, progress: float = 0.0) -> int | None:
-        """Return the count, if the ratio does not vary by image."""
-        return hidden_if_fixed(self.ratio, patches, progress)
-
-    def _draw(self, context: MaskContext) -> Tensor:
-        count = context.count(self.ratio)
+    def _scores(self, context: MaskContext) -> Tensor:
         attention = context.per_patch("attention")
         temperature = scalar_at(self.temperature, context.progress)
         score = attention.clamp_min(torch.finfo(attention.dtype).tiny).log()
         if self.hide == "least":
             score = -score
-        if temperature > 0:
-            gumbel = -(-context.rand(*score.shape).log()).log()
-            score = gumbel if math.isinf(temperature) else score + temperature * gumbel
-        return top_k(score, count)
+        if temperature == 0:
+            return score
+        gumbel = -(-context.rand(*score.shape).log()).log()
+        return gumbel if math.isinf(temperature) else score + temperature * gumbel

@@ -27,7 +27,7 @@ class TrainingConfig:
     """
 
     model: str = "vit_tiny_patch16_224"
-    """Any timm ViT by name."""
+    """A ViT by its name in timm, of the VisionTransformer or Eva family."""
     image_size: int = 224
     """Pixels of a side of the global crops, and of evaluation images."""
     patch_size: int = 16

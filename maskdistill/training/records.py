@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,53 @@ def _summary_writer(folder: Path, step: int) -> Any:
     except ImportError:  # without the train extra there are JSON lines alone
         return None
     return SummaryWriter(str(folder), purge_step=step or None)  # type: ignore[no-untyped-call]
+
+
+class Pace:
+    """Measures how fast training goes, leaving out what is not training.
+
+    Args:
+        images_per_step: over all processes.
+        steps: done before, in a run that is resumed.
+        seconds: that those took.
+    """
+
+    def __init__(self, images_per_step: int, steps: int = 0, seconds: float = 0.0) -> None:
+        self._images_per_step = images_per_step
+        self._steps, self._lap_steps = steps, 0
+        self._lap_start = time.perf_counter()
+        self._start = self._lap_start - seconds
+
+    def step(self) -> None:
+        """Count a step."""
+        self._steps += 1
+        self._lap_steps += 1
+
+    def lap(self) -> float:
+        """Return images per second since the last lap, and begin another."""
+        now = time.perf_counter()
+        rate = self._lap_steps * self._images_per_step / max(now - self._lap_start, 1e-9)
+        self._lap_start, self._lap_steps = now, 0
+        return rate
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out the time inside the context."""
+        begin = time.perf_counter()
+        yield
+        paused = time.perf_counter() - begin
+        self._start += paused
+        self._lap_start += paused
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training."""
+        return time.perf_counter() - self._start
+
+    @property
+    def images_per_second(self) -> float:
+        """Images per second of all steps."""
+        return self._steps * self._images_per_step / max(self.seconds, 1e-9)
 
 
 class CollapseAlarm:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -28,19 +26,16 @@ from maskdistill.data.loading import (
     derive_seed,
     steps_per_epoch,
 )
-from maskdistill.models import MaskedViT, MultiCropWrapper, create_backbone
-from maskdistill.objectives import DINOHead, DINOLoss
+from maskdistill.models import MaskedViT, MultiCropWrapper
+from maskdistill.training.build import build_state
 from maskdistill.training.checkpoint import load_checkpoint, save_atomically
 from maskdistill.training.config import TrainingConfig
 from maskdistill.training.distributed import Processes, start_processes
-from maskdistill.training.optimizer import parameter_groups
-from maskdistill.training.records import CollapseAlarm, RunRecord
+from maskdistill.training.records import CollapseAlarm, Pace, RunRecord
 from maskdistill.training.schedules import cosine_with_warmup, linear_by_epoch
 from maskdistill.training.step import (
     StepMetrics,
     StepSettings,
-    TrainState,
-    make_teacher,
     train_step,
 )
 from maskdistill.views import ViewPolicy
@@ -54,7 +49,7 @@ Evaluate = Callable[[MaskedViT], dict[str, float]]
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite, so training was stopped."""
+    """The loss or the gradient became NaN or infinite, so training was stopped."""
 
 
 class CollapseWarning(UserWarning):
@@ -63,17 +58,19 @@ class CollapseWarning(UserWarning):
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a call of ``Trainer.fit`` did.
+    """What a run did, from its first step on.
 
     Attributes:
         steps: of the run so far, those before a resumption included.
         images_per_second: over all processes, evaluation and checkpoints left out.
-        seconds: of training in this call.
+        seconds: of training, likewise.
+        evaluation: what the last evaluation found; None where there was none.
     """
 
     steps: int
     images_per_second: float
     seconds: float
+    evaluation: dict[str, float] | None
 
 
 class Trainer:
@@ -96,6 +93,7 @@ class Trainer:
 
     Attributes:
         config: with everything filled in.
+        transform: cuts an image into crops.
         state: the networks, the objective and the optimiser.
         step: steps done.
         total_steps: of the whole run.
@@ -122,90 +120,21 @@ class Trainer:
         self.config = config.resolved(self._count, world)
         self.total_steps = self.config.total_steps(self._per_epoch)
         self.step = 0
-        self.state = self._build(backbone)
-        self._check_policy()
+        self._seconds = 0.0
+        assert self.config.local_size is not None
+        self.transform = MultiCrop(
+            self.config.image_size,
+            self.config.local_size,
+            self.config.local_crops,
+            self.config.global_scale,
+            self.config.local_scale,
+        )
+        self.state = build_state(self.config, policy, self.processes, backbone)
 
     @property
     def teacher(self) -> MultiCropWrapper:
         """The averaged network, which is the one to evaluate and to keep."""
         return self.state.teacher
-
-    # --- Building
-
-    def _build(self, backbone: nn.Module | None) -> TrainState:
-        config, device = self.config, self.processes.device
-        assert config.out_dim is not None
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(config.seed, "weights"))
-            if backbone is None:
-                backbone = create_backbone(
-                    config.model,
-                    config.image_size,
-                    config.patch_size,
-                    depth=config.depth,
-                    drop_path=config.drop_path,
-                )
-            vit = MaskedViT(backbone, config.apply)
-            head = DINOHead(
-                _embedding_width(vit, config.image_size),
-                config.out_dim,
-                hidden_dim=config.hidden_dim,
-                bottleneck_dim=config.bottleneck_dim,
-                norm_last_layer=config.norm_last_layer,
-            )
-        student = MultiCropWrapper(vit, head).to(device)
-        if vit.mask_token is not None and not self.policy.masks_student:
-            # Without a gradient it would only shrink by weight decay, and stop data parallelism.
-            vit.mask_token.requires_grad_(False)
-        objective = DINOLoss(
-            config.out_dim,
-            student_temp=config.student_temp,
-            center_momentum=config.center_momentum,
-            centering=config.centering,
-        ).to(device)
-        groups = parameter_groups(student, decay_tokens=config.decay_tokens)
-        teacher = make_teacher(student)
-        wrapped: nn.Module = student
-        if self.processes.world > 1:
-            wrapped = DistributedDataParallel(
-                student, device_ids=[device] if device.type == "cuda" else None
-            )
-        return TrainState(wrapped, teacher, objective, torch.optim.AdamW(groups))
-
-    def _check_policy(self) -> None:
-        unknown = sorted(self.policy.needs - {"attention"})
-        if unknown:
-            raise ValueError(
-                f"the policy needs the signal(s) {unknown}, but the trainer supplies only "
-                "'attention'. Call train_step's parts in a loop of your own to supply others."
-            )
-        if self.policy.global_crops != 2:
-            raise ValueError(
-                f"DINO's multi-crop has 2 global crops; the policy says {self.policy.global_crops}."
-            )
-        student, teacher = self.state.student_net.backbone, self.state.teacher.backbone
-        assert self.config.local_size is not None
-        if "attention" in self.policy.needs:
-            teacher.attention(self._empty_images())  # refuses a model without attention to read
-        if self.config.apply == "drop":
-            grid = student.grid(self.config.image_size, self.config.image_size)
-            for masker in (
-                self.policy.student_global,
-                self.policy.student_local,
-                self.policy.teacher_global,
-            ):
-                if masker is not None and masker.fixed_count(grid[0] * grid[1]) is None:
-                    raise ValueError(
-                        f"apply='drop' needs a masker that hides the same number of patches in "
-                        f"every image, and {masker!r} may not. Use .exactly(ratio), or "
-                        "apply='token'."
-                    )
-        for size in (self.config.image_size, self.config.local_size):
-            student.grid(size, size)
-
-    def _empty_images(self) -> torch.Tensor:
-        size = self.config.image_size
-        return torch.zeros(1, 3, size, size, device=self.processes.device)
 
     # --- Running
 
@@ -223,96 +152,81 @@ class Trainer:
         Args:
             out: folder for ``metrics.jsonl``, TensorBoard events and ``checkpoint.pt``.
             resume: go on from ``out/checkpoint.pt``; the result is the uninterrupted run's.
-            evaluate: called with the teacher's backbone, in the main process; its numbers are
-                recorded.
-            evaluate_every: steps between two evaluations; the end is the caller's.
+            evaluate: called with the teacher's backbone, in the main process, at the end and every
+                ``evaluate_every`` steps; its numbers are recorded.
+            evaluate_every: steps between two evaluations; None evaluates at the end alone.
             progress_bar: show loss, images/s and the time left.
 
         Raises:
-            NonFiniteLossError: the loss became NaN or infinite; the last good checkpoint stays.
+            NonFiniteLossError: the loss or the gradient became NaN or infinite; the last good
+                checkpoint stays.
             FileExistsError: ``out`` holds a run already and ``resume`` is False.
             ValueError: a checkpoint that is damaged or belongs to other settings.
         """
         checkpoint = out / CHECKPOINT
         if resume:
-            self._restore(load_checkpoint(checkpoint))
+            self._restore(self.check_resumable(out))
         elif checkpoint.exists():
             raise FileExistsError(
                 f"{out} holds a run already. Resume it (--resume), or choose another folder."
             )
-        main, world = self.processes.is_main, self.processes.world
-        if main:
+        config, processes = self.config, self.processes
+        if processes.is_main:
             out.mkdir(parents=True, exist_ok=True)
-        record = RunRecord(out, self.step) if main else None
-        alarm = CollapseAlarm(self.config.out_dim or 0)
+        record = RunRecord(out, self.step) if processes.is_main else None
+        alarm = CollapseAlarm(config.out_dim or 0)
         bar = tqdm(
             total=self.total_steps,
             initial=self.step,
             unit="step",
             desc="training",
-            disable=not (main and progress_bar),
+            disable=not (processes.is_main and progress_bar),
             dynamic_ncols=True,
         )
-        images_per_step = self.config.batch_size * world
         window: list[StepMetrics] = []
-        seconds, since, first = 0.0, time.perf_counter(), self.step
-        lap, lap_step = since, self.step
-        loader = self._loader()
+        evaluation: dict[str, float] | None = None
+        pace = Pace(config.batch_size * processes.world, self.step, self._seconds)
         with contextlib.closing(record) if record else contextlib.nullcontext(), bar:
-            for crops in loader:
+            for crops in self._loader():
                 window.append(self._run_step(crops.images))
                 self.step += 1
-                last = self.step == self.total_steps
-                saving = self.step % self.config.checkpoint_every == 0 or last
-                logging = self.step % self.config.log_every == 0 or last
-                if logging or saving or self.processes.device.type == "cpu":
-                    self._check_finite(window[-1], checkpoint)
+                pace.step()
                 bar.update()
+                last = self.step == self.total_steps
+                saving = last or self.step % config.checkpoint_every == 0
+                logging = last or self.step % config.log_every == 0
+                evaluating = last or (evaluate_every and self.step % evaluate_every == 0)
+                if logging or saving or processes.device.type == "cpu":
+                    self._check_finite(window[-1], checkpoint)
                 if logging:
                     values = self._summarise(window)
                     window.clear()
-                    now = time.perf_counter()
-                    rate = images_per_step * (self.step - lap_step) / (now - lap)
-                    lap, lap_step = now, self.step
-                    bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:.0f} images/s")
+                    values["images_per_second"] = pace.lap()
+                    bar.set_postfix_str(
+                        f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s"
+                    )
                     if record:
-                        record.write(self.step, {**values, "images_per_second": rate})
+                        record.write(self.step, values)
                     warning = alarm.observe(values["loss"], values["feature_spread"])
-                    if warning and main:
-                        message = f"step {self.step}: {warning}"
-                        warnings.warn(message, CollapseWarning, stacklevel=2)
-                evaluating = (
-                    evaluate and evaluate_every and self.step % evaluate_every == 0 and not last
-                )
-                if not (saving or evaluating):
-                    continue
-                seconds += time.perf_counter() - since
-                if saving and main:
-                    save_atomically(self._content(), checkpoint)
-                if evaluating and record and evaluate:
-                    bar.set_postfix_str("evaluating")
-                    record.write(self.step, evaluate(self.teacher.backbone))
-                since = time.perf_counter()
-                lap, lap_step = since, self.step
-        seconds += time.perf_counter() - since
-        done = (self.step - first) * images_per_step
-        return TrainReport(self.step, done / seconds if done else 0.0, seconds)
+                    if warning and processes.is_main:
+                        warnings.warn(f"step {self.step}: {warning}", CollapseWarning, stacklevel=2)
+                if saving and processes.is_main:
+                    self._seconds = pace.seconds
+                    with pace.pause():
+                        save_atomically(self._content(), checkpoint)
+                if evaluating and evaluate and record:
+                    with pace.pause():
+                        evaluation = evaluate(self.teacher.backbone)
+                        record.write(self.step, evaluation)
+        return TrainReport(self.step, pace.images_per_second, pace.seconds, evaluation)
 
     def _loader(self) -> Any:
         config, processes = self.config, self.processes
-        assert config.local_size is not None
-        transform = MultiCrop(
-            config.image_size,
-            config.local_size,
-            config.local_crops,
-            config.global_scale,
-            config.local_scale,
-        )
         workers = config.workers
         if workers is None:
             workers = min(max((os.cpu_count() or 1) - 1, 0), 8)
         return crop_loader(
-            CropDataset(self.images, transform, config.seed),
+            CropDataset(self.images, self.transform, config.seed),
             BatchStream(
                 self._count,
                 config.batch_size,
@@ -362,8 +276,10 @@ class Trainer:
         return torch.bfloat16 if use else None
 
     def _check_finite(self, metrics: StepMetrics, checkpoint: Path) -> None:
-        loss = float(metrics.loss)
-        if math.isfinite(loss):
+        # An infinite gradient spoils the weights before the loss shows it.
+        values = {"loss": float(metrics.loss), "gradient norm": float(metrics.grad_norm)}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if not bad:
             return
         kept = (
             f"The last good checkpoint is {checkpoint}"
@@ -371,8 +287,8 @@ class Trainer:
             else "No checkpoint had been written yet"
         )
         raise NonFiniteLossError(
-            f"the loss became {loss} at step {self.step}; training was stopped. {kept}. Try a "
-            "lower learning rate (--lr), a longer warm-up, or --precision float32."
+            f"the {bad[0]} became {values[bad[0]]} at step {self.step}; training was stopped. "
+            f"{kept}. Try a lower learning rate (--lr), a longer warm-up, or --precision float32."
         )
 
     def _summarise(self, window: list[StepMetrics]) -> dict[str, float]:
@@ -395,6 +311,7 @@ class Trainer:
     def _content(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "seconds": self._seconds,
             "student": self.state.student_net.state_dict(),
             "teacher": self.state.teacher.state_dict(),
             "objective": self.state.objective.state_dict(),
@@ -415,8 +332,14 @@ class Trainer:
             "world": self.processes.world,
         }
 
-    def _restore(self, content: dict[str, Any]) -> None:
-        was, now = content, self._identity()
+    def check_resumable(self, out: Path) -> dict[str, Any]:
+        """Read the checkpoint in ``out`` and return it, refusing one that this run cannot resume.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, or belongs to other settings.
+        """
+        was, now = load_checkpoint(out / CHECKPOINT), self._identity()
         changed = [
             f"{name} was {was['config'].get(name)!r} and is {value!r}"
             for name, value in now["config"].items()
@@ -431,23 +354,12 @@ class Trainer:
                 "the checkpoint belongs to other settings, with which the run cannot be resumed "
                 f"exactly: {'; '.join(changed)}. Resume with the same settings, or start anew."
             )
+        return was
+
+    def _restore(self, content: dict[str, Any]) -> None:
         self.state.student_net.load_state_dict(content["student"])
         self.state.teacher.load_state_dict(content["teacher"])
         self.state.objective.load_state_dict(content["objective"])
         self.state.optimizer.load_state_dict(content["optimizer"])
         self.step = content["step"]
-
-
-def _embedding_width(vit: MaskedViT, image_size: int) -> int:
-    parameter = next(vit.parameters())
-    images = torch.zeros(1, 3, image_size, image_size, device=parameter.device)
-    training = vit.training
-    with torch.no_grad():
-        embedding = vit.eval()(images)
-    vit.train(training)
-    if embedding.ndim != 2:
-        raise ValueError(
-            f"the backbone gives {tuple(embedding.shape)} instead of one embedding per image "
-            "(B, D); build it without a classifier and with pooling (timm: num_classes=0)."
-        )
-    return int(embedding.shape[1])
+        self._seconds = content["seconds"]

@@ -239,6 +239,33 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
 
 
+def test_an_infinite_gradient_never_reaches_a_checkpoint(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss is still finite; the weights are not, and step 8 would be saved."""
+    calls = 0
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return gradient * math.inf if calls == 8 else gradient
+
+    trainer = build()
+    trainer.state.student_net.head.mlp[0].weight.register_hook(spoil)
+    with pytest.raises(NonFiniteLossError, match=r"gradient norm became (inf|nan) at step 8"):
+        fit(trainer, tmp_path)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert content["step"] == 4
+    assert all(torch.isfinite(v).all() for v in content["student"].values())
+
+
+def test_a_finished_run_resumes_to_the_same_report(build: Build, tmp_path: Path) -> None:
+    first = build().fit(tmp_path, progress_bar=False)
+    again = build().fit(tmp_path, resume=True, progress_bar=False)
+    assert again.steps == first.steps
+    assert again.images_per_second == pytest.approx(first.images_per_second, rel=0.5)
+
+
 def test_a_truncated_checkpoint(build: Build, tmp_path: Path) -> None:
     fit(build(), tmp_path)
     path = tmp_path / "checkpoint.pt"
@@ -284,6 +311,11 @@ def test_other_settings_cannot_resume(build: Build, tmp_path: Path) -> None:
 def test_refused_when_built(build: Build) -> None:
     with pytest.raises(ValueError, match="same number of patches in every image"):
         build(md.AsymmetricMaskPolicy(md.RandomMasker(0.5).sometimes(0.5)), apply="drop")
+    growing, guided = md.RandomMasker(md.Linear(0.1, 0.9)), md.AttentionGuidedMasker(0.3)
+    with pytest.raises(ValueError, match="leaves no patch of a 2x2 grid"):
+        build(md.ViewPolicy.student_all_views(growing), apply="drop")
+    with pytest.raises(ValueError, match="leaves the teacher without attention"):
+        build(md.ViewPolicy(guided, teacher_global=md.RandomMasker(0.3)), apply="drop")
     with pytest.raises(ValueError, match="do not fill one step of 64"):
         build(batch_size=64)
     with pytest.raises(ValueError, match="2 global crops"):
@@ -350,7 +382,7 @@ def test_the_trainer_sounds_the_alarm(
 def test_evaluations_are_recorded(build: Build, tmp_path: Path) -> None:
     fit(build(), tmp_path, evaluate=lambda vit: {"score": 1.0}, evaluate_every=5)
     lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert [line["step"] for line in lines if "score" in line] == [5, 10]
+    assert [line["step"] for line in lines if "score" in line] == [5, 10, 12]
 
 
 def test_metrics_cut_short_by_a_crash_are_read(tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""Evaluates a backbone on a fixed choice of a job's images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from maskdistill.data import normalize, resize_for_evaluation
+from maskdistill.evaluation import (
+    AttentionJaccard,
+    attention_jaccard,
+    balanced_indices,
+    extract_features,
+    knn_accuracy,
+    raw_pixels,
+)
+from maskdistill.models import MaskedViT
+
+SHOWN = 10
+"""Images whose attention is drawn."""
+
+
+@dataclass(frozen=True)
+class JobImages:
+    """A job's images.
+
+    Attributes:
+        train: images to train on, and to vote in k-NN.
+        val: images to classify.
+        train_labels: ``(n,)``.
+        val_labels: ``(m,)``.
+        val_masks: ``(m, H, W)`` object masks of the whole validation images, if there are any.
+        note: what the images are, in words.
+    """
+
+    train: Dataset[tuple[Image.Image, int]]
+    val: Dataset[tuple[Image.Image, int]]
+    train_labels: NDArray[np.int64]
+    val_labels: NDArray[np.int64]
+    val_masks: NDArray[np.bool_] | None
+    note: str
+
+
+class Judge:
+    """Evaluates a backbone on a fixed choice of images.
+
+    Args:
+        images: to choose from.
+        image_size: pixels of a side of what the backbone sees.
+        knn_train: most training images that vote.
+        knn_val: most validation images.
+    """
+
+    def __init__(self, images: JobImages, image_size: int, *, knn_train: int, knn_val: int) -> None:
+        self.size = image_size
+        self.images = images
+        self.train_indices = balanced_indices(torch.from_numpy(images.train_labels), knn_train)
+        self.val_indices = balanced_indices(torch.from_numpy(images.val_labels), knn_val)
+        self.shown = self._distinct_images()
+
+    def knn(self, vit: MaskedViT) -> float:
+        """Return the 20-NN accuracy."""
+        train = extract_features(vit, self.images.train, self.size, indices=self.train_indices)
+        val = extract_features(vit, self.images.val, self.size, indices=self.val_indices)
+        return knn_accuracy(*train, *val)
+
+    def start(self, vit: MaskedViT) -> tuple[dict[str, Any], Tensor | None]:
+        """Return what training has to beat, and the attention to the shown images."""
+        pixels = (
+            *raw_pixels(self.images.train, self.train_indices),
+            *raw_pixels(self.images.val, self.val_indices),
+        )
+        values: dict[str, Any] = {
+            "knn_random_init": self.knn(vit),
+            "knn_raw_pixels": knn_accuracy(*pixels),
+        }
+        jaccard = self.jaccard(vit)
+        if jaccard is not None:
+            values["attention_jaccard_random_init"] = jaccard._asdict()
+        return values, self.attention(vit)
+
+    def end(self, vit: MaskedViT) -> tuple[dict[str, Any], Tensor | None]:
+        """Return what training achieved beside k-NN, and the attention to the shown images."""
+        values: dict[str, Any] = {}
+        jaccard = self.jaccard(vit)
+        if jaccard is not None:
+            values["attention_jaccard"] = jaccard._asdict()
+        return values, self.attention(vit)
+
+    def jaccard(self, vit: MaskedViT) -> AttentionJaccard | None:
+        """Compare the attention with the object masks, where the images have them."""
+        if self.images.val_masks is None:
+            return None
+        try:
+            maps = [
+                vit.attention(self._inputs(part, vit))
+                for part in torch.tensor(self.val_indices).split(256)
+            ]
+        except ValueError:  # a model without a class token
+            return None
+        masks = torch.from_numpy(self.images.val_masks[self.val_indices])
+        grid = vit.grid(self.size, self.size)
+        return attention_jaccard(torch.cat(maps).cpu(), masks, grid)
+
+    def attention(self, vit: MaskedViT) -> Tensor | None:
+        """Return the attention to the shown images, ``(n, heads, N)``, if the model has any."""
+        try:
+            return vit.attention(self._inputs(self.shown, vit)).cpu()
+        except ValueError:
+            return None
+
+    def _inputs(self, indices: Sequence[int] | Tensor, vit: MaskedViT) -> Tensor:
+        # The whole image, not its centre: the object masks are of the whole image.
+        vit.eval()
+        pixels = self.pixels(indices)
+        return normalize(pixels.to(next(vit.parameters()).device))
+
+    def pixels(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Return whole images, ``(n, 3, size, size)`` uint8."""
+        return torch.stack(
+            [
+                resize_for_evaluation(self.images.val[int(i)][0], self.size, crop=False)
+                for i in indices
+            ]
+        )
+
+    def _distinct_images(self) -> list[int]:
+        """Choose the shown images, one of each of as many classes as are shown."""
+        first: dict[int, int] = {}
+        for index in self.val_indices:
+            first.setdefault(int(self.images.val_labels[index]), index)
+        chosen = list(first.values())
+        chosen += [index for index in self.val_indices if index not in chosen]
+        return chosen[:SHOWN]

@@ -1,0 +1,133 @@
+"""From settings to networks, objective and optimiser, refusing early what cannot work."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from maskdistill.data.loading import derive_seed
+from maskdistill.models import MaskedViT, MultiCropWrapper, create_backbone
+from maskdistill.objectives import DINOHead, DINOLoss
+from maskdistill.training.config import TrainingConfig
+from maskdistill.training.distributed import Processes
+from maskdistill.training.optimizer import parameter_groups
+from maskdistill.training.step import TrainState, make_teacher
+from maskdistill.views import ViewPolicy
+
+
+def build_state(
+    config: TrainingConfig,
+    policy: ViewPolicy,
+    processes: Processes,
+    backbone: nn.Module | None = None,
+) -> TrainState:
+    """Build a fresh student, its teacher, the objective and the optimiser.
+
+    Args:
+        config: resolved settings; the weights depend on its seed alone.
+        policy: that the networks will train under.
+        processes: where to compute.
+        backbone: a ViT to train instead of ``config.model``.
+
+    Raises:
+        ValueError: settings, model and policy that do not go together.
+    """
+    assert config.out_dim is not None, "the settings must be resolved"
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(config.seed, "weights"))
+        if backbone is None:
+            backbone = create_backbone(
+                config.model,
+                config.image_size,
+                config.patch_size,
+                depth=config.depth,
+                drop_path=config.drop_path,
+            )
+        vit = MaskedViT(backbone, config.apply)
+        head = DINOHead(
+            _embedding_width(vit, config.image_size),
+            config.out_dim,
+            hidden_dim=config.hidden_dim,
+            bottleneck_dim=config.bottleneck_dim,
+            norm_last_layer=config.norm_last_layer,
+        )
+    student = MultiCropWrapper(vit, head).to(processes.device)
+    _check_policy(policy, config, vit)
+    if vit.mask_token is not None and not policy.masks_student:
+        # Without a gradient it would stop data parallelism.
+        vit.mask_token.requires_grad_(False)
+    objective = DINOLoss(
+        config.out_dim,
+        student_temp=config.student_temp,
+        center_momentum=config.center_momentum,
+        centering=config.centering,
+    ).to(processes.device)
+    optimizer = torch.optim.AdamW(parameter_groups(student, decay_tokens=config.decay_tokens))
+    teacher = make_teacher(student)
+    wrapped: nn.Module = student
+    if processes.world > 1:
+        devices = [processes.device] if processes.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(student, device_ids=devices)
+    return TrainState(wrapped, teacher, objective, optimizer)
+
+
+def _check_policy(policy: ViewPolicy, config: TrainingConfig, vit: MaskedViT) -> None:
+    unknown = sorted(policy.needs - {"attention"})
+    if unknown:
+        raise ValueError(
+            f"the policy needs the signal(s) {unknown}, but the trainer supplies only 'attention'. "
+            "Supply others in a loop of your own, with policy.student_masks(...)."
+        )
+    if policy.global_crops != 2:
+        raise ValueError(
+            f"DINO's multi-crop has 2 global crops; the policy says {policy.global_crops}."
+        )
+    if "attention" in policy.needs:
+        vit.attention(_empty_image(vit, config.image_size))  # refuses a model that has none
+    if config.apply == "drop":
+        _check_drop(policy, config, vit)
+
+
+def _check_drop(policy: ViewPolicy, config: TrainingConfig, vit: MaskedViT) -> None:
+    if "attention" in policy.needs and policy.teacher_global is not None:
+        raise ValueError(
+            "apply='drop' with teacher_global leaves the teacher without attention to the patches "
+            f"it does not see, but {policy.student_global!r} needs it. Use apply='token'."
+        )
+    assert config.local_size is not None
+    for masker, size in (
+        (policy.student_global, config.image_size),
+        (policy.student_local, config.local_size),
+        (policy.teacher_global, config.image_size),
+    ):
+        rows, columns = vit.grid(size, size)
+        for progress in (0.0, 1.0):  # schedules are monotone
+            count = 0 if masker is None else masker.fixed_count(rows * columns, progress)
+            if count is None:
+                raise ValueError(
+                    f"apply='drop' needs a masker that hides the same number of patches in every "
+                    f"image, and {masker!r} may not. Use .exactly(ratio), or apply='token'."
+                )
+            if count == rows * columns:
+                raise ValueError(
+                    f"apply='drop' with {masker!r} leaves no patch of a {rows}x{columns} grid. "
+                    "Use a smaller ratio."
+                )
+
+
+def _empty_image(vit: MaskedViT, size: int) -> torch.Tensor:
+    return torch.zeros(1, 3, size, size, device=next(vit.parameters()).device)
+
+
+def _embedding_width(vit: MaskedViT, image_size: int) -> int:
+    training = vit.training
+    with torch.no_grad():
+        embedding = vit.eval()(_empty_image(vit, image_size))
+    vit.train(training)
+    if embedding.ndim != 2:
+        raise ValueError(
+            f"the backbone gives {tuple(embedding.shape)} instead of one embedding per image "
+            "(B, D); build it without a classifier and with pooling (timm: num_classes=0)."
+        )
+    return int(embedding.shape[1])
