@@ -63,7 +63,7 @@ class JobConfig(TrainingConfig):
     resume: bool = False
     """Go on from the checkpoint in the output folder."""
     evaluations: int = 5
-    """Number of k-NN evaluations during training, evenly spread; one more at the end."""
+    """Number of k-NN evaluations during training, at least 100 steps apart; one more at the end."""
     knn_train: int = 5000
     """Most training images that k-NN votes with."""
     knn_val: int = 2000
@@ -155,7 +155,8 @@ def run_job(config: JobConfig) -> dict[str, Any]:
         figure = _masks_figure(trainer, images, policy)
         figure.savefig(out / "masks.png")
 
-    every = max(trainer.total_steps // (config.evaluations + 1), 1)
+    # A very short run is no place for many evaluations, which take longer than its training.
+    every = max(trainer.total_steps // (config.evaluations + 1), 100)
     report = trainer.fit(
         out,
         resume=config.resume,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -128,10 +128,6 @@ class Masker(ABC):
 
     def __invert__(self) -> Masker:
         return Complement(self)
-
-    def __bool__(self) -> NoReturn:
-        # `a and b` would silently return b; the algebra's "and" is `&`.
-        raise TypeError("a masker has no truth value; use | & - ~ to combine maskers.")
 
     def __repr__(self) -> str:
         return constructor_repr(self)

@@ -85,10 +85,7 @@ class MaskedViT(nn.Module):
         self.patch_size = _pair(patch_size or self._find_patch_size(patch_embed))
         self.prefix_tokens = int(getattr(vit, "num_prefix_tokens", 1))
         self.mask_token: nn.Parameter | None = None
-        # What the hooks read: the mask of the forward that is running, and its patch grid.
-        self._mask: Tensor | None = None
-        self._visible: int | None = None
-        self._grid = (0, 0)
+        self._request = _Request()
         self._attention: LastAttention | None = None
         self._hook: Any = None
         self._old_slot: list[Any] = []  # a list, so that it is not registered as a child
@@ -118,7 +115,7 @@ class MaskedViT(nn.Module):
         try:
             return self.backbone(images)  # type: ignore[no-any-return]
         finally:
-            self._mask = self._visible = None
+            self._request.clear()
 
     def forward_features(
         self, images: Tensor, mask: Tensor | None = None, *, visible: int | None = None
@@ -128,7 +125,7 @@ class MaskedViT(nn.Module):
         try:
             return self.backbone.forward_features(images)  # type: ignore[no-any-return, operator]
         finally:
-            self._mask = self._visible = None
+            self._request.clear()
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the patch grid (rows, columns) of images of this many pixels."""
@@ -192,7 +189,7 @@ class MaskedViT(nn.Module):
         check_mask(mask, images.shape[0], grid)
         if self.apply_mask == "pixel":
             return mask_pixels(images, mask, self.patch_size, self.fill)
-        self._mask, self._visible, self._grid = mask, visible, grid
+        self._request.mask, self._request.visible, self._request.grid = mask, visible, grid
         return images
 
     # --- Finding the model's hooks, once
@@ -224,9 +221,10 @@ class MaskedViT(nn.Module):
         self._hook = module.register_forward_hook(self._replace)
 
     def _replace(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if self._mask is None or self.mask_token is None:
+        request = self._request
+        if request.mask is None or self.mask_token is None:
             return None
-        return self._layout.replace(output, self._mask, self.mask_token[0, 0], self._grid)
+        return self._layout.replace(output, request.mask, self.mask_token[0, 0], request.grid)
 
     def _dry_run(
         self, module: nn.Module, path: str, image_size: tuple[int, int] | None
@@ -272,27 +270,42 @@ class MaskedViT(nn.Module):
             )
         # Eva leaves the slot None and expects the kept indices as well, for its rotary embedding.
         self._old_slot.append(slot)
-        self.backbone.patch_drop = _DropSlot(self._drop, wants_indices=slot is None)
+        self.backbone.patch_drop = _DropSlot(self._request, self.prefix_tokens, slot is None)
 
-    def _drop(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self._mask is None:
-            return tokens, None
-        keep = visible_indices(self._mask, self._visible)
-        return drop_tokens(tokens, keep, self.prefix_tokens), keep
+
+class _Request:
+    """What the hooks read: the mask of the forward that is running, if any.
+
+    An object of its own, so that torch.compile sees one thing from both sides; through a method
+    bound to the wrapper, torch 2.6 reads a mask that is out of date.
+    """
+
+    def __init__(self) -> None:
+        self.mask: Tensor | None = None
+        self.visible: int | None = None
+        self.grid = (0, 0)
+
+    def clear(self) -> None:
+        """Forget the mask."""
+        self.mask = self.visible = None
 
 
 class _DropSlot(nn.Module):
     """Stands in timm's ``patch_drop`` slot; holds no parameters and does nothing without a mask."""
 
-    def __init__(self, drop: Any, wants_indices: bool) -> None:
+    def __init__(self, request: _Request, prefix_tokens: int, wants_indices: bool) -> None:
         super().__init__()
-        self.drop = drop
+        self.request = request
+        self.prefix_tokens = prefix_tokens
         self.wants_indices = wants_indices
 
     def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         """Drop the hidden tokens, returning the kept indices where the model asks for them."""
-        kept, indices = self.drop(tokens)
-        return (kept, indices) if self.wants_indices else kept
+        keep = None
+        if self.request.mask is not None:
+            keep = visible_indices(self.request.mask, self.request.visible)
+            tokens = drop_tokens(tokens, keep, self.prefix_tokens)
+        return (tokens, keep) if self.wants_indices else tokens
 
 
 class _FoundError(Exception):

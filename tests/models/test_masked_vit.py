@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 
 import pytest
@@ -25,6 +26,8 @@ MODELS = [
     "vit_base_patch16_siglip_224",
 ]
 SIZE, PATCH = 32, 8
+# The oldest timm that is supported does not have all of them.
+MODELS = [name for name in MODELS if timm.is_model(name)]
 every_model = pytest.mark.parametrize("name", MODELS)
 every_application = pytest.mark.parametrize("apply", ["token", "drop", "pixel"])
 
@@ -99,6 +102,8 @@ def test_dropping_is_attending_to_nothing_hidden(name: str) -> None:
     dropped = vit.forward_features(x, mask)
     prefix = vit.prefix_tokens
     assert dropped.shape[1] == prefix + int((~mask[0]).sum())
+    if "attn_mask" not in inspect.signature(model.forward_features).parameters:
+        pytest.skip("this timm cannot mask keys, so there is nothing to compare with")
     visible = torch.cat([torch.ones(len(x), prefix, dtype=torch.bool), ~mask], dim=1)
     keys_masked = model.forward_features(x, attn_mask=visible[:, None, None, :])
     expected = keys_masked[visible].reshape(len(x), -1, dropped.shape[-1])
