@@ -26,7 +26,13 @@ def train(
     Returns:
         0; 1 where training had to stop; 2 where the settings or the data cannot work.
     """
-    import tyro
+    try:
+        import tyro
+    except ImportError:
+        print(
+            'error: this needs the train extra: pip install "maskdistill[train]"', file=sys.stderr
+        )
+        return 2
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

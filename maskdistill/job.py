@@ -252,7 +252,7 @@ def _masks_figure(trainer: Trainer, images: JobImages, policy: ViewPolicy) -> An
     """Draw the views of the first training image as the policy's first step would mask them."""
     image = images.train[0][0]
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(trainer.config.seed, "picture"))
+        torch.default_generator.manual_seed(derive_seed(trainer.config.seed, "picture 1"))
         crops = [crop[None] for crop in trainer.transform(image).images]
     signals: dict[str, Any] = {}
     vit = trainer.teacher.backbone

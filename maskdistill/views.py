@@ -153,8 +153,9 @@ class ViewPolicy:
             patch_size: pixels per patch, one int or (height, width).
             generator: source of every random number; None is torch's global generator.
             progress: how far training has come, in [0, 1].
-            **signals: what guided maskers need, one tensor per global crop: ``attention`` is the
-                teacher's, ``(B, N)`` or ``(B, heads, N)``, on the same crops.
+            **signals: what guided maskers need, one tensor per global crop, or one of all global
+                crops after each other: ``attention`` is the teacher's, ``(B, N)`` or
+                ``(B, heads, N)`` for each, on the same crops.
 
         Returns:
             The masks, in the order of the crops and on their device.
@@ -193,7 +194,8 @@ class ViewPolicy:
     ) -> tuple[list[Tensor | None], list[int | None]]:
         """Draw the student's masks alone, and their counts; they may read the teacher's signals."""
         whole, local = self._split(crops)
-        views = {name: _one_per_view(name, signal, len(whole)) for name, signal in signals.items()}
+        sizes = [view.shape[0] for view in whole]
+        views = {name: _one_per_view(name, signal, sizes) for name, signal in signals.items()}
         masks, counts = _draw(self.student_global, whole, patch_size, generator, progress, views)
         # Signals are per global view; a local view has none.
         more, more_counts = _draw(self.student_local, local, patch_size, generator, progress, {})
@@ -278,13 +280,21 @@ POLICIES: Mapping[str, Callable[[Masker], ViewPolicy]] = {
 """The named placements, for command lines; in code call the constructors."""
 
 
-def _one_per_view(name: str, signal: Signal, views: int) -> Sequence[Tensor]:
-    if isinstance(signal, Tensor) or len(signal) != views:
-        came = "one tensor" if isinstance(signal, Tensor) else f"{len(signal)}"
-        raise ValueError(
-            f"signal {name!r} must be a list with one tensor per global crop ({views}); got {came}."
-        )
-    return signal
+def _one_per_view(name: str, signal: Signal, sizes: list[int]) -> Sequence[Tensor]:
+    """Return a signal as one tensor per global view."""
+    if isinstance(signal, Tensor):
+        if len(signal) == sum(sizes):
+            parts: Sequence[Tensor] = signal.split(sizes)
+            return parts
+        came = f"one tensor of {len(signal)} images"
+    elif len(signal) == len(sizes):
+        return signal
+    else:
+        came = f"{len(signal)} tensor(s)"
+    raise ValueError(
+        f"signal {name!r} must be a list with one tensor per global crop ({len(sizes)}), or one "
+        f"tensor of all their {sum(sizes)} images, crop by crop; got {came}."
+    )
 
 
 def _draw(

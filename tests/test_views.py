@@ -77,6 +77,9 @@ def test_attention_reaches_its_own_view() -> None:
     assert masks[1] is not None
     assert masks[0][:, :32].all()
     assert masks[1][:, 32:].all()
+    joined = policy(CROPS, 8, attention=torch.cat([first, second])).student
+    for one, other in zip(joined[:2], masks[:2], strict=True):
+        assert torch.equal(one, other)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one tensor per global crop"):
         policy(CROPS, 8, attention=first)
     with pytest.raises(ValueError, match="needs the signal"):
