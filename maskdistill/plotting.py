@@ -161,7 +161,7 @@ def plot_curves(
             item.set_fontsize(8)
         axis.tick_params(labelsize=7)
     for axis in (loss, knn):
-        axis.legend(fontsize=6.5, frameon=False)
+        axis.legend(fontsize=6.5, facecolor="white", framealpha=0.9, edgecolor="none")
     return figure
 
 
