@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-
 # The networks are tiny: one thread is faster, and the numbers do not depend on the cores.
 torch.set_num_threads(1)
 
