@@ -18,6 +18,7 @@ from maskdistill.evaluation import (
     AttentionJaccard,
     attention_jaccard,
     balanced_indices,
+    evaluating,
     extract_features,
     knn_accuracy,
     raw_pixels,
@@ -100,10 +101,11 @@ class Judge:
         if self.images.val_masks is None:
             return None
         try:
-            maps = [
-                vit.attention(self._inputs(part, vit))
-                for part in torch.tensor(self.val_indices).split(256)
-            ]
+            with evaluating(vit):
+                maps = [
+                    vit.attention(self._inputs(part, vit))
+                    for part in torch.tensor(self.val_indices).split(256)
+                ]
         except ValueError:  # a model without a class token
             return None
         masks = torch.from_numpy(self.images.val_masks[self.val_indices])
@@ -113,13 +115,13 @@ class Judge:
     def attention(self, vit: MaskedViT) -> Tensor | None:
         """Return the attention to the shown images, ``(n, heads, N)``, if the model has any."""
         try:
-            return vit.attention(self._inputs(self.shown, vit)).cpu()
+            with evaluating(vit):
+                return vit.attention(self._inputs(self.shown, vit)).cpu()
         except ValueError:
             return None
 
     def _inputs(self, indices: Sequence[int] | Tensor, vit: MaskedViT) -> Tensor:
         # The whole image, not its centre: the object masks are of the whole image.
-        vit.eval()
         pixels = self.pixels(indices)
         return normalize(pixels.to(next(vit.parameters()).device))
 

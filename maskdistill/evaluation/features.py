@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from PIL import Image
@@ -24,6 +25,18 @@ class _Prepared(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and each of its parts back into its own mode after."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 @torch.no_grad()
@@ -57,16 +70,12 @@ def extract_features(
     if indices is not None:
         chosen = Subset(images, list(indices))
     device = next(backbone.parameters()).device
-    training = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
+    loader = DataLoader(_Prepared(chosen, image_size), batch_size=batch_size, num_workers=workers)
     features, labels = [], []
-    for batch, label in DataLoader(
-        _Prepared(chosen, image_size), batch_size=batch_size, num_workers=workers
-    ):
-        features.append(backbone(normalize(batch.to(device))).float().cpu())
-        labels.append(label)
-    for module, was in training:
-        module.training = was
+    with evaluating(backbone):
+        for batch, label in loader:
+            features.append(backbone(normalize(batch.to(device))).float().cpu())
+            labels.append(label)
     return torch.cat(features), torch.cat(labels)
 
 
