@@ -177,7 +177,7 @@ def run_job(config: JobConfig) -> dict[str, Any]:
         "images_per_second": report.images_per_second,
         "training_seconds": report.seconds,
         "policy": config.policy,
-        "masker": config.masker,
+        "masker": config.masker if policy != ViewPolicy.none() else "NoMasker()",
         "apply": config.apply,
         "model": config.model,
         "data": "built-in scenes" if config.data is None else str(config.data),

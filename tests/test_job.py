@@ -159,6 +159,10 @@ def test_policies_and_maskers_by_name(tmp_path: Path, arguments: tuple[str, ...]
     out = tmp_path / "run"
     assert run("--scenes", "40", "--max-steps", "2", "--out", str(out), *arguments) == 0
     assert written(out) == FILES
+    used = read(out / "summary.json")["masker"]
+    assert used == (
+        "NoMasker()" if "none" in arguments else arguments[arguments.index("--masker") + 1]
+    )
 
 
 def test_a_model_without_a_class_token(tmp_path: Path) -> None:
