@@ -72,12 +72,12 @@ class Masker(ABC):
             ValueError: an argument is out of range, or a signal is missing or misshapen.
         """
         rows, columns = _check_request(self, batch, grid, progress)
-        missing = sorted(self.needs - signals.keys())
+        missing = [name for name in self.needs if name not in signals]
         if missing:
             given = f"only {sorted(signals)}" if signals else "none"
             raise ValueError(
-                f"{self!r} needs the signal(s) {missing}, but {given} came. "
-                f"Pass {missing[0]}=... to the call."
+                f"{self!r} needs the signal(s) {sorted(missing)}, but {given} came. "
+                f"Pass {min(missing)}=... to the call."
             )
         if device is None:
             device = _device_of(signals, generator)

@@ -129,6 +129,8 @@ def test_bad_requests_are_refused(name: str) -> None:
 @every_masker
 def test_compiles_without_a_graph_break(name: str) -> None:
     masker = TABLE[name].masker
+    if isinstance(masker, md.Mixture) and torch.__version__ < "2.7":
+        pytest.skip("the compiler of torch 2.6 cannot read a dict whose keys are maskers")
     given_signals = signals(masker, 4, (6, 5))
 
     def drawn() -> torch.Tensor:

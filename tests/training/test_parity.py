@@ -9,10 +9,7 @@ path, whose random numbers the two draw differently.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,13 +20,7 @@ from torch import Tensor, nn
 
 import maskdistill as md
 from maskdistill.training import Trainer, TrainingConfig, train_step
-
-_spec = importlib.util.spec_from_file_location("parity", Path(__file__).with_name("parity.py"))
-assert _spec is not None
-assert _spec.loader is not None
-parity = importlib.util.module_from_spec(_spec)
-sys.modules["parity"] = parity
-_spec.loader.exec_module(parity)
+from tests.training import parity
 
 LOSSES = [
     5.8218651, 5.8633528, 5.8167019, 5.7814107, 5.9549456, 5.9569507, 5.9742074, 5.9962502,
