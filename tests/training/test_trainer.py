@@ -39,6 +39,7 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line]
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="drop path drew other numbers before")
 def test_golden_run(build: Build, tmp_path: Path) -> None:
     """A refactor leaves these numbers as they are, or the CHANGELOG says "Draws change"."""
     trainer = build()
