@@ -37,6 +37,7 @@ SCENES = JobConfig(
     warmup_teacher_temp=0.03,
     lr=8e-3,
     momentum=0.99,
+    checkpoint_every=100,
 )
 
 MINI_IMAGENET = JobConfig(

@@ -52,7 +52,11 @@ def train(
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; go on from the last checkpoint with --resume", file=sys.stderr)
+        print(
+            "\ninterrupted; from its last checkpoint, if it had written one, the run goes on with "
+            "--resume --out FOLDER",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -69,9 +73,9 @@ def _defaults(arguments: Sequence[str], scenes: JobConfig, real: JobConfig) -> J
 
 
 def _value(arguments: Sequence[str], name: str) -> str | None:
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for i, argument in enumerate(arguments):
         if argument == name:
-            return following
+            return arguments[i + 1] if i + 1 < len(arguments) else ""
         if argument.startswith(f"{name}="):
             return argument.partition("=")[2]
     return None

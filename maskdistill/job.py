@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import maskdistill
@@ -124,8 +124,7 @@ def run_job(config: JobConfig) -> dict[str, Any]:
     images = _open_images(config)
     processes = start_processes(config.device)
     trainer = Trainer(config, images.train, policy, processes=processes)
-    if config.resume:
-        trainer.check_resumable(out)
+    done = trainer.check_resumable(out)["step"] if config.resume else 0
     judge = Judge(images, config.image_size, knn_train=config.knn_train, knn_val=config.knn_val)
     say = print if processes.is_main else _say_nothing
 
@@ -136,6 +135,8 @@ def run_job(config: JobConfig) -> dict[str, Any]:
         f"{config.apply}; {trainer.total_steps} steps of {config.batch_size} images on "
         f"{processes.device}; writing to {out}"
     )
+    if config.resume:
+        say(f"resuming from step {done} of {trainer.total_steps}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -302,7 +303,7 @@ def _save_backbone(vit: MaskedViT, config: TrainingConfig, path: Path) -> None:
     """Write the teacher's backbone in timm's own layout."""
     arguments = backbone_arguments(config.model, config.image_size, config.patch_size, config.depth)
     state = {name: tensor.contiguous().cpu() for name, tensor in vit.backbone.state_dict().items()}
-    save_file(state, str(path), metadata={"timm.create_model": json.dumps(arguments)})
+    path.write_bytes(save(state, metadata={"timm.create_model": json.dumps(arguments)}))
 
 
 def _verdict(summary: dict[str, Any], out: Path) -> str:

@@ -141,16 +141,21 @@ def plot_curves(
         lines = [line for line in metrics if name in line]
         return [line["step"] for line in lines], [line[name] for line in lines]
 
-    loss.plot(*series("loss"), color=_BLUE, linewidth=1, label="loss")
-    loss.plot(*series("teacher_entropy"), color=_GREEN, linewidth=1, label="teacher entropy")
+    few = "o" if len(series("loss")[0]) < 3 else None  # a line of one point shows nothing
+    style: dict[str, Any] = {"linewidth": 1, "marker": few, "markersize": 3}
+    loss.plot(*series("loss"), color=_BLUE, label="loss", **style)
+    loss.plot(*series("teacher_entropy"), color=_GREEN, label="teacher entropy", **style)
     if uniform_loss is not None:
         loss.axhline(uniform_loss, color=_GREY, linewidth=0.8, linestyle=":", label="uniform")
     loss.set_ylabel("nats")
-    knn.plot(*series("knn"), color=_BLUE, linewidth=1.2, marker="o", markersize=3, label="teacher")
-    for style, (name, floor) in zip(("--", ":", "-."), (floors or {}).items(), strict=False):
-        knn.axhline(floor, color=_ORANGE, linewidth=0.9, linestyle=style, label=name)
-    knn.set_ylabel("20-NN accuracy")
-    spread.plot(*series("feature_spread"), color=_BLUE, linewidth=1)
+    steps, accuracy = series("knn")
+    percent = [100 * value for value in accuracy]
+    knn.plot(steps, percent, color=_BLUE, linewidth=1.2, marker="o", markersize=3, label="teacher")
+    for dashes, (name, floor) in zip(("--", ":", "-."), (floors or {}).items(), strict=False):
+        knn.axhline(100 * floor, color=_ORANGE, linewidth=0.9, linestyle=dashes, label=name)
+    knn.set_ylim(0, 1.1 * max([*percent, *(100 * f for f in (floors or {}).values()), 1.0]))
+    knn.set_ylabel("20-NN accuracy (%)")
+    spread.plot(*series("feature_spread"), color=_BLUE, **style)
     spread.set_ylim(0, 1.02)
     spread.set_ylabel("feature spread")
     for axis in (loss, knn, spread):

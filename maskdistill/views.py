@@ -264,8 +264,13 @@ class AsymmetricMaskPolicy(ViewPolicy):
     """
 
     def __init__(self, masker: Masker, *, global_crops: int = 2) -> None:
-        if masker is None:
-            raise TypeError("masker must be a masker; for no mask at all use ViewPolicy.none().")
+        if not isinstance(masker, Masker):
+            hint = (
+                "md.parse_masker reads text"
+                if isinstance(masker, str)
+                else ("for no mask at all use ViewPolicy.none()")
+            )
+            raise TypeError(f"masker must be a masker; got {masker!r}; {hint}.")
         super().__init__(student_global=masker, global_crops=global_crops)
 
 

@@ -286,6 +286,16 @@ def test_without_an_output_folder_each_run_gets_its_own(
     assert names == {"dino-asymmetric-seed0", "dino-asymmetric-seed0-2"}
 
 
+@pytest.mark.parametrize("arguments", [[], ["--seed", "3"], ["--data", "x"], ["--data=x"]])
+def test_the_bare_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the README has it, without any argument."""
+    ran: list[JobConfig] = []
+    monkeypatch.setattr(cli, "run_job", ran.append)
+    assert example(*arguments) == 0
+    assert ran[0].data == (Path("x") if len(arguments) and "data" in arguments[0] else None)
+    assert ran[0].image_size == (32 if ran[0].data is None else 64)
+
+
 def test_help_teaches_and_needs_no_network(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in (["--help"], ["--data", "x", "--help"]):
         with pytest.raises(SystemExit) as stopped:

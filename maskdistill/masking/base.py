@@ -72,6 +72,11 @@ class Masker(ABC):
             ValueError: an argument is out of range, or a signal is missing or misshapen.
         """
         rows, columns = _check_request(self, batch, grid, progress)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(
+                f"{self!r}: generator must be a torch.Generator or None; got {_brief(generator)}. "
+                "Make one with torch.Generator().manual_seed(seed)."
+            )
         missing = [name for name in self.needs if name not in signals]
         if missing:
             given = f"only {sorted(signals)}" if signals else "none"
@@ -138,28 +143,6 @@ def hidden_if_fixed(ratio: Ratio, patches: int, progress: float) -> int | None:
     if isinstance(ratio, PerImage):
         return None
     return hidden_count(scalar_at(ratio, progress), patches)
-
-
-@dataclass(frozen=True, repr=False)
-class NoMasker(Masker):
-    """Hides nothing: the neutral element of ``|``, useful in a ``Mixture``.
-
-    >>> NoMasker()(2, (1, 3))
-    tensor([[False, False, False],
-            [False, False, False]])
-    """
-
-    @property
-    def exact(self) -> bool:
-        """True: every row hides 0 patches."""
-        return True
-
-    def fixed_count(self, patches: int, progress: float = 0.0) -> int:
-        """Return 0."""
-        return 0
-
-    def _draw(self, context: MaskContext) -> Tensor:
-        return torch.zeros(context.batch, context.patches, dtype=torch.bool, device=context.device)
 
 
 @dataclass(frozen=True, repr=False)
@@ -358,6 +341,13 @@ def complete(mask: Tensor, count: int | Tensor, context: MaskContext) -> Tensor:
     return top_k(mask + context.rand(*mask.shape), count)
 
 
+def _brief(value: object) -> str:
+    """Show a wrong argument, but not all numbers of a tensor."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return repr(value)
+
+
 def _operand(masker: Masker) -> str:
     return f"({masker!r})" if isinstance(masker, (_Pair, Complement)) else repr(masker)
 
@@ -366,13 +356,15 @@ def _check_request(
     masker: Masker, batch: int, grid: tuple[int, int], progress: float
 ) -> tuple[int, int]:
     if not isinstance(batch, int) or batch < 0:
-        raise ValueError(f"{masker!r}: batch must be an int >= 0; got {batch!r}.")
+        raise ValueError(f"{masker!r}: batch must be an int >= 0; got {_brief(batch)}.")
     if (
         not isinstance(grid, (tuple, list))
         or len(grid) != 2
         or not all(isinstance(side, int) and side >= 1 for side in grid)
     ):
-        raise ValueError(f"{masker!r}: grid must be (rows, columns), two ints >= 1; got {grid!r}.")
+        raise ValueError(
+            f"{masker!r}: grid must be (rows, columns), two ints >= 1; got {_brief(grid)}."
+        )
     if not 0.0 <= progress <= 1.0:
         raise ValueError(
             f"{masker!r}: progress must lie in [0, 1]; got {progress!r}. "

@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from maskdistill.masking.base import Masker, Mixture, NoMasker
+from maskdistill.masking.base import Masker, Mixture
 from maskdistill.masking.blocks import BlockMasker
 from maskdistill.masking.guided import AttentionGuidedMasker
 from maskdistill.masking.ratios import Cosine, Linear, Stratified, Uniform
-from maskdistill.masking.uniform import RandomMasker
+from maskdistill.masking.uniform import NoMasker, RandomMasker
 
 _NAMES: Mapping[str, Callable[..., Any]] = {
     kind.__name__: kind

@@ -185,7 +185,7 @@ def check_ratio(owner: str, name: str, value: object, *, per_image: bool = True)
     if not (low >= 0.0 and high <= 1.0):
         hint = (
             f" If you meant a percentage, write {high / 100:g}."
-            if 1 < high <= 100 and low >= 0
+            if name == "ratio" and 1 < high <= 100 and low >= 0
             else ""
         )
         raise ValueError(f"{owner}: {name} must lie in [0, 1]; got {value!r}.{hint}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from maskdistill.masking.base import Masker
 from maskdistill.masking.context import MaskContext
 from maskdistill.masking.scores import ScoreMasker
 
@@ -29,3 +31,25 @@ class RandomMasker(ScoreMasker):
 
     def _scores(self, context: MaskContext) -> Tensor:
         return context.rand(context.batch, context.patches)
+
+
+@dataclass(frozen=True, repr=False)
+class NoMasker(Masker):
+    """Hides nothing: the neutral element of ``|``, useful in a ``Mixture``.
+
+    >>> NoMasker()(2, (1, 3))
+    tensor([[False, False, False],
+            [False, False, False]])
+    """
+
+    @property
+    def exact(self) -> bool:
+        """True: every row hides 0 patches."""
+        return True
+
+    def fixed_count(self, patches: int, progress: float = 0.0) -> int:
+        """Return 0."""
+        return 0
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        return torch.zeros(context.batch, context.patches, dtype=torch.bool, device=context.device)

@@ -185,6 +185,8 @@ class MaskedViT(nn.Module):
     def _begin(self, images: Tensor, mask: Tensor | None, visible: int | None) -> Tensor:
         if mask is None:
             return images
+        if images.ndim != 4:
+            raise ValueError(f"images must be (B, C, H, W); got {tuple(images.shape)}.")
         grid = self.grid(images.shape[-2], images.shape[-1])
         check_mask(mask, images.shape[0], grid)
         if self.apply_mask == "pixel":
@@ -201,8 +203,8 @@ class MaskedViT(nn.Module):
                 return size  # type: ignore[return-value]
         raise ValueError(
             f"{self.name} does not say its patch size: it has no {path}.patch_size. It may be no "
-            "ViT, or keep its patch embedding elsewhere: give patch_embed='path.to.module', or "
-            "patch_size=... (with apply='pixel' any network works)."
+            "ViT, or keep its patch embedding elsewhere: give patch_embed='path.to.module' or "
+            "patch_size=...; with apply='pixel' and a patch_size any network works."
         )
 
     def _hook_patch_embed(self, path: str, image_size: tuple[int, int] | None) -> None:
