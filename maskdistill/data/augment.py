@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -117,9 +118,14 @@ def _blur(image: Image.Image, radius: float) -> Image.Image:
 
 def normalize(images: Tensor) -> Tensor:
     """Turn uint8 images ``(..., 3, H, W)`` into floats, normalised by ImageNet's statistics."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    mean, std = _statistics(images.device)
     return (images.float() / 255 - mean) / std
+
+
+@functools.cache  # moving them to an accelerator in every step would make the host wait
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+    return mean, std
 
 
 def resize_for_evaluation(image: Image.Image, size: int, *, crop: bool = True) -> Tensor:
