@@ -254,7 +254,8 @@ def _masks_figure(trainer: Trainer, images: JobImages, policy: ViewPolicy) -> An
     image = images.train[0][0]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(trainer.config.seed, "picture 1"))
-        crops = [crop[None] for crop in trainer.transform(image).images]
+        views = trainer.transform(image)
+    crops = [crop[None] for crop in views.images]
     signals: dict[str, Any] = {}
     vit = trainer.teacher.backbone
     if "attention" in policy.needs:
@@ -266,6 +267,8 @@ def _masks_figure(trainer: Trainer, images: JobImages, policy: ViewPolicy) -> An
         crops,
         vit.patch_size,
         generator=torch.Generator().manual_seed(derive_seed(trainer.config.seed, "picture masks")),
+        boxes=views.boxes[None],
+        flipped=views.flipped[None],
         **signals,
     )
     whole = resize_for_evaluation(image, trainer.config.image_size, crop=False)

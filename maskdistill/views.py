@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from maskdistill.applying import patch_grid
+from maskdistill.drawing import OF_EVERY_VIEW, carried, draw, known_of, one_per_view, places_of
 from maskdistill.masking.base import Masker
 
 PatchSize: TypeAlias = int | tuple[int, int]
 Signal: TypeAlias = Tensor | Sequence[Tensor]
 
-# Who can be guided by what: the teacher sees only global views, and runs before the student's masks
-# are drawn, so its attention exists for the student's global views and for nobody else.
-_ATTENTION = "attention"
+Memory: TypeAlias = MutableMapping[Hashable, Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class ViewPolicy:
     Each masker draws anew for each role and view, all views of one size in one draw.
 
     Raises:
-        ValueError: a masker asks for the teacher's attention on views where there is none, or
+        ValueError: the teacher's masker asks for a signal that only the teacher's forward gives, or
             ``global_crops`` is less than 1.
         TypeError: something that is no masker.
     """
@@ -79,17 +77,12 @@ class ViewPolicy:
                 raise TypeError(f"{name} must be a masker or None; got {masker!r}.")
         if not isinstance(self.global_crops, int) or self.global_crops < 1:
             raise ValueError(f"global_crops must be an int >= 1; got {self.global_crops!r}.")
-        self._refuse_attention("student_local", "the teacher attends to the global views alone")
-        self._refuse_attention(
-            "teacher_global", "the teacher's masks are drawn before the teacher has run"
-        )
-
-    def _refuse_attention(self, name: str, why: str) -> None:
-        masker = getattr(self, name)
-        if masker is not None and _ATTENTION in masker.needs:
+        given = self.teacher_global.needs - OF_EVERY_VIEW if self.teacher_global else None
+        if given:
             raise ValueError(
-                f"{name}={masker!r} needs the signal {_ATTENTION!r}, which it cannot get: {why}. "
-                "Use it as student_global, or choose a masker without signals."
+                f"teacher_global={self.teacher_global!r} needs the signal(s) {sorted(given)}, "
+                "which it cannot get: the teacher's masks are drawn before the teacher has run. "
+                "Use it for the student, or choose a masker without signals."
             )
 
     # --- The published placement, and the ablations that a reader of the paper asks for.
@@ -144,6 +137,8 @@ class ViewPolicy:
         *,
         generator: torch.Generator | None = None,
         progress: float = 0.0,
+        boxes: Tensor | None = None,
+        flipped: Tensor | None = None,
         **signals: Signal,
     ) -> ViewMasks:
         """Draw the masks of all views, the teacher's first.
@@ -153,9 +148,14 @@ class ViewPolicy:
             patch_size: pixels per patch, one int or (height, width).
             generator: source of every random number; None is torch's global generator.
             progress: how far training has come, in [0, 1].
+            boxes: ``(B, V, 4)``, where each of the V crops lies in its image: left, top, right and
+                bottom as shares of its width and height. Only maskers that know geometry, and
+                guided masks of local views, need it.
+            flipped: ``(B, V)`` bool, whether each crop was mirrored after cutting.
             **signals: what guided maskers need, one tensor per global crop, or one of all global
                 crops after each other: ``attention`` is the teacher's, ``(B, N)`` or
-                ``(B, heads, N)`` for each, on the same crops.
+                ``(B, heads, N)`` for each, on the same crops. Onto local views they are carried by
+                place. A masker's ``images`` are the crops themselves.
 
         Returns:
             The masks, in the order of the crops and on their device.
@@ -163,12 +163,15 @@ class ViewPolicy:
         Raises:
             ValueError: too few crops, patches that do not divide a crop, or a missing signal.
         """
+        memory: Memory = {}
         teacher, teacher_counts = self.teacher_masks(
-            crops, patch_size, generator=generator, progress=progress
-        )
+            crops, patch_size, generator=generator, progress=progress, boxes=boxes,
+            flipped=flipped, memory=memory,
+        )  # fmt: skip
         student, student_counts = self.student_masks(
-            crops, patch_size, generator=generator, progress=progress, **signals
-        )
+            crops, patch_size, generator=generator, progress=progress, boxes=boxes,
+            flipped=flipped, memory=memory, **signals,
+        )  # fmt: skip
         return ViewMasks(student, teacher, student_counts, teacher_counts)
 
     def teacher_masks(
@@ -178,10 +181,19 @@ class ViewPolicy:
         *,
         generator: torch.Generator | None = None,
         progress: float = 0.0,
+        boxes: Tensor | None = None,
+        flipped: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> tuple[list[Tensor | None], list[int | None]]:
-        """Draw the teacher's masks alone, and their counts, for a step that runs it first."""
-        views = self._split(crops)[0]
-        return _draw(self.teacher_global, views, patch_size, generator, progress, {})
+        """Draw the teacher's masks alone, and their counts, for a step that runs it first.
+
+        ``memory``, an empty dict that then goes to ``student_masks`` too, lets maskers that relate
+        views relate the roles as well.
+        """
+        memory = {} if memory is None else memory
+        whole = range(len(self._split(crops)[0]))
+        known = known_of(crops, places_of(crops, boxes, flipped), whole)
+        return draw(self.teacher_global, known, patch_size, generator, progress, memory)
 
     def student_masks(
         self,
@@ -190,15 +202,26 @@ class ViewPolicy:
         *,
         generator: torch.Generator | None = None,
         progress: float = 0.0,
+        boxes: Tensor | None = None,
+        flipped: Tensor | None = None,
+        memory: Memory | None = None,
         **signals: Signal,
     ) -> tuple[list[Tensor | None], list[int | None]]:
         """Draw the student's masks alone, and their counts; they may read the teacher's signals."""
+        memory = {} if memory is None else memory
+        places = places_of(crops, boxes, flipped)
         whole, local = self._split(crops)
         sizes = [view.shape[0] for view in whole]
-        views = {name: _one_per_view(name, signal, sizes) for name, signal in signals.items()}
-        masks, counts = _draw(self.student_global, whole, patch_size, generator, progress, views)
-        # Signals are per global view; a local view has none.
-        more, more_counts = _draw(self.student_local, local, patch_size, generator, progress, {})
+        given = {name: one_per_view(name, signal, sizes) for name, signal in signals.items()}
+        first = range(len(whole))
+        known = {**known_of(crops, places, first), **given}
+        masks, counts = draw(self.student_global, known, patch_size, generator, progress, memory)
+        rest = range(len(whole), len(crops))
+        known = known_of(crops, places, rest)
+        if self.student_local is not None and local:
+            for name in self.student_local.needs & given.keys():
+                known[name] = carried(name, given[name], crops, places, rest, patch_size)
+        more, more_counts = draw(self.student_local, known, patch_size, generator, progress, memory)
         return masks + more, counts + more_counts
 
     def _split(self, crops: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -283,49 +306,3 @@ POLICIES: Mapping[str, Callable[[Masker], ViewPolicy]] = {
     "teacher-only": ViewPolicy.teacher_only,
 }
 """The named placements, for command lines; in code call the constructors."""
-
-
-def _one_per_view(name: str, signal: Signal, sizes: list[int]) -> Sequence[Tensor]:
-    """Return a signal as one tensor per global view."""
-    if isinstance(signal, Tensor):
-        if len(signal) == sum(sizes):
-            parts: Sequence[Tensor] = signal.split(sizes)
-            return parts
-        came = f"one tensor of {len(signal)} images"
-    elif len(signal) == len(sizes):
-        return signal
-    else:
-        came = f"{len(signal)} tensor(s)"
-    raise ValueError(
-        f"signal {name!r} must be a list with one tensor per global crop ({len(sizes)}), or one "
-        f"tensor of all their {sum(sizes)} images, crop by crop; got {came}."
-    )
-
-
-def _draw(
-    masker: Masker | None,
-    views: Sequence[Tensor],
-    patch_size: PatchSize,
-    generator: torch.Generator | None,
-    progress: float,
-    signals: Mapping[str, Sequence[Tensor]],
-) -> tuple[list[Tensor | None], list[int | None]]:
-    """Draw for views of one role and kind: all views of one size in one call."""
-    grids = [patch_grid((view.shape[2], view.shape[3]), patch_size) for view in views]
-    masks: list[Tensor | None] = [None] * len(views)
-    if masker is None:
-        return masks, [0] * len(views)
-    for grid in dict.fromkeys(grids):
-        group = [i for i, other in enumerate(grids) if other == grid]
-        sizes = [views[i].shape[0] for i in group]
-        drawn = masker(
-            sum(sizes),
-            grid,
-            generator=generator,
-            device=views[group[0]].device,
-            progress=progress,
-            **{name: torch.cat([signal[i] for i in group]) for name, signal in signals.items()},
-        )
-        for i, mask in zip(group, drawn.split(sizes), strict=True):
-            masks[i] = mask
-    return masks, [masker.fixed_count(h * w, progress) for h, w in grids]

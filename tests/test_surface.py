@@ -15,18 +15,22 @@ PACKAGE = Path(md.__file__).parent
 
 PUBLIC = sorted(
     """
-    AsymmetricMaskPolicy AttentionGuidedMasker BlockMasker Cosine DINOHead DINOLoss Linear
-    MaskContext MaskedViT Masker Mixture MultiCropWrapper NoMasker RandomMasker Stratified Uniform
-    ViewMasks ViewPolicy mask_pixels parse_masker
+    AsymmetricMaskPolicy AttentionGuidedMasker AttentionHintMasker BernoulliMasker BlockMasker
+    CheckerboardMasker ClusterMasker ColorNoiseMasker Cosine DINOHead DINOLoss DPPMasker GridMasker
+    LearnedMasker Linear MaskContext MaskedViT Masker Mixture MultiBlockMasker MultiCropWrapper
+    NoMasker PartMasker Quadratic RandomMasker SceneMasker SignalMasker SingleBlockMasker
+    SquaresMasker Steps Stratified Uniform ViewMasks ViewPolicy WarmUp carry_signal mask_pixels
+    parse_masker
     """.split()  # noqa: SIM905  # one literal list, to be read
 )
 
 # A module imports only from floors below its own; within a package, modules may import each other.
 FLOORS = {
     "masking": 1, "applying": 1,
-    "views": 2, "models": 2, "objectives": 2, "data": 2,
-    "training": 3, "evaluation": 3, "plotting": 3,
-    "judge": 4, "job": 5, "cli": 6,
+    "drawing": 2, "models": 2, "objectives": 2, "data": 2,
+    "views": 3, "presets": 4,
+    "training": 4, "evaluation": 4, "plotting": 4,
+    "judge": 5, "job": 6, "cli": 7,
 }  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

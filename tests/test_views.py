@@ -97,9 +97,7 @@ def test_refused_when_built() -> None:
     for build in (md.ViewPolicy.symmetric, md.ViewPolicy.teacher_only):
         with pytest.raises(ValueError, match="before the teacher has run"):
             build(guided)
-    for build in (md.ViewPolicy.local_only, md.ViewPolicy.student_all_views):
-        with pytest.raises(ValueError, match="global views alone"):
-            build(guided | RANDOM)
+    assert md.ViewPolicy.local_only(guided | RANDOM).needs == {"attention"}  # carried by place
     with pytest.raises(TypeError, match="must be a masker"):
         md.ViewPolicy(student_global=0.3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="ViewPolicy.none"):

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskdistill.masking.base import Masker, complete, hidden_if_fixed
+from maskdistill.masking.algebra import complete
+from maskdistill.masking.base import Masker, hidden_if_fixed
 from maskdistill.masking.context import MaskContext
 from maskdistill.masking.ratios import Ratio, check_ratio
 
@@ -33,7 +34,8 @@ class BlockMasker(Masker):
 
     Args:
         ratio: share of patches to hide, in [0, 1]; a number, a schedule, or one per image.
-        min_patches: least area drawn for a rectangle, in patches.
+        min_patches: least area drawn for a rectangle, in patches; None is iBOT's, the square of a
+            third of the grid's shorter side, rounded down.
         max_patches: greatest area of a rectangle, in patches; None is no limit but the ratio.
         aspect: least and greatest ratio of height to width.
         exact: complete each row at random to exactly round(ratio * N), as DINOv3 does. With
@@ -51,23 +53,22 @@ class BlockMasker(Masker):
     """
 
     ratio: Ratio
-    min_patches: int = 4
+    min_patches: int | None = 4
     max_patches: int | None = None
     aspect: tuple[float, float] = (0.3, 1 / 0.3)
     exact: bool = True  # type: ignore[assignment]  # a field here, a property elsewhere
 
     def __post_init__(self) -> None:
         check_ratio("BlockMasker", "ratio", self.ratio)
-        if not isinstance(self.min_patches, int) or self.min_patches < 1:
+        least, most = self.min_patches, self.max_patches
+        if least is not None and (not isinstance(least, int) or least < 1):
             raise ValueError(
-                f"BlockMasker: min_patches must be an int >= 1; got {self.min_patches!r}."
+                f"BlockMasker: min_patches must be None or an int >= 1; got {least!r}."
             )
-        if self.max_patches is not None and (
-            not isinstance(self.max_patches, int) or self.max_patches < self.min_patches
-        ):
+        if most is not None and (not isinstance(most, int) or most < (least or 1)):
             raise ValueError(
-                f"BlockMasker: max_patches must be None or an int >= min_patches "
-                f"({self.min_patches}); got {self.max_patches!r}."
+                f"BlockMasker: max_patches must be None or an int >= min_patches ({least}); "
+                f"got {most!r}."
             )
         if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
             raise ValueError(
@@ -75,9 +76,9 @@ class BlockMasker(Masker):
                 f"got {self.aspect!r}."
             )
 
-    def fixed_count(self, patches: int, progress: float = 0.0) -> int | None:
+    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
         """Return the count, if it is exact and the ratio does not vary by image."""
-        return hidden_if_fixed(self.ratio, patches, progress) if self.exact else None
+        return hidden_if_fixed(self.ratio, grid, progress) if self.exact else None
 
     def _draw(self, context: MaskContext) -> Tensor:
         count = context.count(self.ratio)
@@ -94,10 +95,11 @@ class BlockMasker(Masker):
         left = target.clone()
         rows = torch.arange(height, device=context.device)
         columns = torch.arange(width, device=context.device)
+        least = (min(height, width) // 3) ** 2 if self.min_patches is None else self.min_patches
         # All numbers are drawn beforehand, so that what is drawn never depends on what was placed.
         numbers = context.rand(_ROUNDS, 4, batch, _TRIES)
         for area, aspect, place_y, place_x in numbers:
-            h, w = self._sizes(area, aspect, left)
+            h, w = self._sizes(area, aspect, left, least)
             top = (place_y * (height - h + 1)).floor().clamp(max=height - 1)
             start = (place_x * (width - w + 1)).floor().clamp(max=width - 1)
             top, start, h, w = (t.long() for t in (top, start, h, w))
@@ -120,11 +122,13 @@ class BlockMasker(Masker):
     def _limit(self, left: Tensor) -> Tensor:
         return left if self.max_patches is None else left.clamp(max=self.max_patches)
 
-    def _sizes(self, area: Tensor, aspect: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    def _sizes(
+        self, area: Tensor, aspect: Tensor, left: Tensor, least: int
+    ) -> tuple[Tensor, Tensor]:
         """Turn uniform numbers ``(B, tries)`` into heights and widths, whole but float."""
         low, high = (math.log(end) for end in self.aspect)
-        # Less left than min_patches reverses the range, as in BEiT: the area lies between the two.
-        patches = self.min_patches + (self._limit(left)[:, None] - self.min_patches) * area
+        # Less left than the least reverses the range, as in BEiT: the area lies between the two.
+        patches = least + (self._limit(left)[:, None] - least) * area
         ratio = torch.exp(low + (high - low) * aspect)
         return (patches * ratio).sqrt().round(), (patches / ratio).sqrt().round()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from maskdistill.masking.ratios import PerImage, Ratio, hidden_count, hidden_counts, scalar_at
+from maskdistill.masking.ratios import PerImage, Ratio, hidden_count, hidden_counts
+from maskdistill.masking.schedules import scalar_at
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,15 @@ class MaskContext:
     """Everything a masker may look at when it draws.
 
     Attributes:
-        batch: number of images, B.
+        batch: number of rows to draw, B.
         grid: patch rows and columns, (H, W); N = H * W patches, row-major.
         device: where the mask is wanted.
         generator: the only source of randomness; None is torch's global generator.
         progress: how far training has come, in [0, 1].
-        signals: named tensors that guide the draw, such as ``attention``.
+        signals: named tensors that guide the draw, such as ``attention``; one row each per row.
+        views: views per image that the batch holds, view by view: rows 0 to B / views - 1 are the
+            first view of each image.
+        memory: what was drawn for other views of the same images, or None.
     """
 
     batch: int
@@ -30,11 +34,52 @@ class MaskContext:
     generator: torch.Generator | None
     progress: float
     signals: Mapping[str, Tensor]
+    views: int = 1
+    memory: MutableMapping[Hashable, Tensor] | None = None
 
     @property
     def patches(self) -> int:
         """Number of patches, N."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def images(self) -> int:
+        """Number of images that the rows are views of."""
+        return self.batch // self.views
+
+    def first_view(self) -> MaskContext:
+        """Return the context of the first view of each image alone, signals too."""
+        rows = self.images
+        signals = {name: signal[:rows] for name, signal in self.signals.items()}
+        return self.replaced(batch=rows, signals=signals, views=1)
+
+    def replaced(
+        self,
+        *,
+        batch: int | None = None,
+        grid: tuple[int, int] | None = None,
+        signals: Mapping[str, Tensor] | None = None,
+        views: int | None = None,
+    ) -> MaskContext:
+        """Return the same context with another batch, grid, signals or views."""
+        return MaskContext(
+            self.batch if batch is None else batch,
+            self.grid if grid is None else grid,
+            self.device,
+            self.generator,
+            self.progress,
+            self.signals if signals is None else signals,
+            self.views if views is None else views,
+            self.memory,
+        )
+
+    def once(self, key: Hashable, draw: Callable[[], Tensor]) -> Tensor:
+        """Return what ``key`` drew before for these images, or draw and remember it."""
+        if self.memory is None:
+            return draw()
+        if key not in self.memory:
+            self.memory[key] = draw()
+        return self.memory[key]
 
     def rand(self, *shape: int) -> Tensor:
         """Draw float32 numbers, uniform in [0, 1), on the context's device.
@@ -66,3 +111,25 @@ class MaskContext:
             )
         signal = signal.to(self.device, torch.float32)
         return signal.mean(dim=1) if signal.ndim == 3 else signal
+
+    def vectors(self, name: str) -> Tensor:
+        """Return a signal as one vector per patch, ``(B, N, D)`` float32.
+
+        Images ``(B, C, h, w)`` are cut into patches: D = C * h * w / N pixel values.
+        """
+        signal = self.signals[name]
+        shape, (rows, columns) = tuple(signal.shape), self.grid
+        if len(shape) == 4 and shape[0] == self.batch and not (
+            shape[2] % rows or shape[3] % columns
+        ):  # fmt: skip
+            patches = signal.to(self.device, torch.float32).reshape(
+                self.batch, shape[1], rows, shape[2] // rows, columns, shape[3] // columns
+            )
+            return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        if len(shape) != 3 or shape[:2] != (self.batch, self.patches):
+            raise ValueError(
+                f"signal {name!r} must be images (B, C, h, w) whose sides the grid {rows}x{columns}"
+                f" divides, or vectors (B, N, D), with B={self.batch} and N={self.patches}; "
+                f"got {shape}."
+            )
+        return signal.to(self.device, torch.float32)

@@ -8,27 +8,35 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from maskdistill.masking.base import Masker, Mixture
+from maskdistill.masking.algebra import Mixture
+from maskdistill.masking.base import Masker
 from maskdistill.masking.blocks import BlockMasker
-from maskdistill.masking.guided import AttentionGuidedMasker
-from maskdistill.masking.ratios import Cosine, Linear, Stratified, Uniform
-from maskdistill.masking.uniform import NoMasker, RandomMasker
+from maskdistill.masking.geometry import SceneMasker
+from maskdistill.masking.guided import AttentionGuidedMasker, AttentionHintMasker, SignalMasker
+from maskdistill.masking.multiblock import MultiBlockMasker
+from maskdistill.masking.noise import ColorNoiseMasker
+from maskdistill.masking.parts import PartMasker
+from maskdistill.masking.ratios import Stratified, Uniform
+from maskdistill.masking.rectangles import SingleBlockMasker, SquaresMasker
+from maskdistill.masking.regular import CheckerboardMasker, GridMasker
+from maskdistill.masking.schedules import Cosine, Linear, Quadratic, Steps, WarmUp
+from maskdistill.masking.similarity import ClusterMasker, DPPMasker
+from maskdistill.masking.uniform import BernoulliMasker, NoMasker, RandomMasker
 
 _NAMES: Mapping[str, Callable[..., Any]] = {
     kind.__name__: kind
     for kind in (
-        RandomMasker,
-        BlockMasker,
-        AttentionGuidedMasker,
-        NoMasker,
-        Mixture,
-        Uniform,
-        Stratified,
-        Linear,
-        Cosine,
+        RandomMasker, BernoulliMasker, NoMasker, GridMasker, CheckerboardMasker,
+        BlockMasker, SingleBlockMasker, SquaresMasker, MultiBlockMasker, ColorNoiseMasker,
+        AttentionGuidedMasker, AttentionHintMasker, SignalMasker, PartMasker, ClusterMasker,
+        DPPMasker, SceneMasker, Mixture,
+        Uniform, Stratified, Linear, Cosine, Quadratic, Steps, WarmUp,
     )
-}
-_METHODS = ("exactly", "sometimes")
+}  # fmt: skip
+_METHODS = (
+    "exactly", "sometimes", "rolled", "in_units", "shared", "same_in_views", "complementary_views",
+    "total",
+)  # fmt: skip
 _LONGEST = 4096
 """Characters; deeper nesting than fits in this would exhaust the parser's stack."""
 
@@ -39,8 +47,8 @@ def parse_masker(text: str) -> Masker:
     >>> parse_masker("BlockMasker(0.4).sometimes(0.5) | RandomMasker(ratio=0.1)")
     BlockMasker(0.4).sometimes(0.5) | RandomMasker(0.1)
 
-    Only the library's maskers, ratios and schedules, the operators ``| & - ~``, the methods
-    ``exactly`` and ``sometimes``, and literals are read; nothing is evaluated.
+    Only the library's maskers, ratios and schedules, the operators ``| & - ~``, the methods that
+    make maskers, and literals are read; nothing is evaluated.
 
     Args:
         text: an expression of at most 4096 characters.
@@ -97,7 +105,8 @@ def _read(node: ast.expr, text: str) -> Any:
                 return _call(_function(function, text), positional, named)
     raise ValueError(
         f"cannot read {ast.unparse(node)!r} in the masker {text!r}: only maskers "
-        f"({', '.join(_NAMES)}), | & - ~, .exactly(...), .sometimes(...) and literals are allowed."
+        f"({', '.join(_NAMES)}), | & - ~, the methods {', '.join(_METHODS)}, and literals are "
+        "allowed."
     )
 
 

@@ -1,92 +1,21 @@
-"""How much to hide: numbers, numbers per image, and schedules of training progress."""
+"""How much to hide: a number, a schedule, or a number drawn for each image."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from numbers import Real
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from maskdistill.masking.schedules import Scalar, Schedule, constructor_repr, scalar_at
+
 Rand: TypeAlias = Callable[..., Tensor]
 """``rand(*shape)`` draws uniform numbers in [0, 1) from the caller's generator, on its device."""
-
-
-def constructor_repr(value: object) -> str:
-    """Return the call that builds a dataclass: required fields by position, others if changed.
-
-    >>> constructor_repr(Uniform(0.1, 0.5))
-    'Uniform(0.1, 0.5)'
-    """
-    arguments = []
-    for f in fields(value):  # type: ignore[arg-type]
-        now = getattr(value, f.name)
-        if f.default is MISSING:
-            arguments.append(repr(now))
-        elif now != f.default:
-            arguments.append(f"{f.name}={now!r}")
-    return f"{type(value).__name__}({', '.join(arguments)})"
-
-
-class Schedule(ABC):
-    """A number that moves with training progress, from 0 at the start to 1 at the end.
-
-    A schedule is a function of progress alone, so resuming a run changes nothing.
-    """
-
-    start: float
-    end: float
-
-    def at(self, progress: float) -> float:
-        """Return the value at ``progress`` in [0, 1]."""
-        return self.start + (self.end - self.start) * self._shape(progress)
-
-    @abstractmethod
-    def _shape(self, progress: float) -> float:
-        """Map [0, 1] to [0, 1], monotonically, from 0 to 1."""
-
-    def __repr__(self) -> str:
-        return constructor_repr(self)
-
-
-@dataclass(frozen=True, repr=False)
-class Linear(Schedule):
-    """Moves in a straight line.
-
-    >>> Linear(0.1, 0.5).at(0.25)
-    0.2
-    """
-
-    start: float
-    end: float
-
-    def __post_init__(self) -> None:
-        _check_numbers(self)
-
-    def _shape(self, progress: float) -> float:
-        return progress
-
-
-@dataclass(frozen=True, repr=False)
-class Cosine(Schedule):
-    """Moves along half a cosine: slowly at both ends, fastest in the middle.
-
-    >>> round(Cosine(0.0, 1.0).at(0.5), 6)
-    0.5
-    """
-
-    start: float
-    end: float
-
-    def __post_init__(self) -> None:
-        _check_numbers(self)
-
-    def _shape(self, progress: float) -> float:
-        return 0.5 - 0.5 * math.cos(math.pi * progress)
 
 
 class PerImage(ABC):
@@ -98,14 +27,9 @@ class PerImage(ABC):
     low: Scalar
     high: Scalar
 
+    @abstractmethod
     def sample(self, batch: int, rand: Rand, progress: float = 0.0) -> Tensor:
         """Draw one number per image: ``(batch,)`` floats."""
-        low, high = scalar_at(self.low, progress), scalar_at(self.high, progress)
-        return low + (high - low) * self._unit(batch, rand)
-
-    @abstractmethod
-    def _unit(self, batch: int, rand: Rand) -> Tensor:
-        """Draw ``(batch,)`` numbers in [0, 1)."""
 
     def __repr__(self) -> str:
         return constructor_repr(self)
@@ -125,61 +49,77 @@ class Uniform(PerImage):
     def __post_init__(self) -> None:
         _check_range(self)
 
-    def _unit(self, batch: int, rand: Rand) -> Tensor:
-        return rand(batch)
+    def sample(self, batch: int, rand: Rand, progress: float = 0.0) -> Tensor:
+        """Draw one number per image: ``(batch,)`` floats."""
+        low, high = scalar_at(self.low, progress), scalar_at(self.high, progress)
+        return low + (high - low) * rand(batch)
 
 
 @dataclass(frozen=True, repr=False)
 class Stratified(PerImage):
     """One uniform draw per image, exactly one from each of B equal strata, in random order.
 
-    The batch's mean hardly varies, which is why DINOv2 draws its ratios so (Oquab et al., 2023).
-
     >>> Stratified(0.1, 0.5)
     Stratified(0.1, 0.5)
+
+    Args:
+        low: least ratio, a number or a schedule.
+        high: greatest ratio.
+        share: share of the batch that gets a ratio; the strata are as many as these images,
+            rounded down, and the others get 0.
+        jitter: draw within each stratum; ``False`` takes its upper end.
+
+    The batch's mean hardly varies, which is why DINOv2 draws its ratios so, with share=0.5 (Oquab
+    et al., 2023). DINOv3 takes the upper ends (Siméoni et al., 2025).
     """
 
     low: Scalar
     high: Scalar
+    share: float = 1.0
+    jitter: bool = True
 
     def __post_init__(self) -> None:
         _check_range(self)
+        check_ratio("Stratified", "share", self.share, per_image=False, schedules=False)
 
-    def _unit(self, batch: int, rand: Rand) -> Tensor:
+    def sample(self, batch: int, rand: Rand, progress: float = 0.0) -> Tensor:
+        """Draw one number per image: ``(batch,)`` floats."""
+        low, high = scalar_at(self.low, progress), scalar_at(self.high, progress)
+        strata = int(batch * self.share)
         stratum = rand(batch).argsort()
-        return (stratum + rand(batch)) / max(batch, 1)
+        place = rand(batch) if self.jitter else 1
+        ratio = low + (high - low) * ((stratum + place) / max(strata, 1))
+        return torch.where(stratum < strata, ratio, 0.0)
 
 
-Scalar: TypeAlias = float | Schedule
-"""One number at a given progress."""
 Ratio: TypeAlias = float | Schedule | PerImage
 """A number, a schedule, or one number per image."""
-
-
-def scalar_at(value: Scalar, progress: float) -> float:
-    """Return the number that ``value`` is at ``progress``."""
-    return value.at(progress) if isinstance(value, Schedule) else value
 
 
 def bounds(value: Ratio) -> tuple[float, float]:
     """Return the least and the greatest number that ``value`` can ever be."""
     ends: tuple[float, ...]
     if isinstance(value, PerImage):
-        ends = (*bounds(value.low), *bounds(value.high))
+        none = (0.0,) if getattr(value, "share", 1.0) < 1 else ()
+        ends = (*bounds(value.low), *bounds(value.high), *none)
     elif isinstance(value, Schedule):
-        ends = (value.start, value.end)
+        ends = value.bounds()
     else:
         ends = (value, value)
     return min(ends), max(ends)
 
 
-def check_ratio(owner: str, name: str, value: object, *, per_image: bool = True) -> None:
+def check_ratio(
+    owner: str, name: str, value: object, *, per_image: bool = True, schedules: bool = True
+) -> None:
     """Refuse anything but a number in [0, 1] or what yields such numbers."""
-    kinds: tuple[type, ...] = (Real, Schedule, PerImage) if per_image else (Real, Schedule)
+    kinds: tuple[type, ...] = (Real,)
+    forms = "a number in [0, 1]"
+    if schedules:
+        kinds, forms = (*kinds, Schedule), forms + ", a schedule such as Linear"
+    if per_image:
+        kinds, forms = (*kinds, PerImage), forms + ", Uniform or Stratified"
     if isinstance(value, bool) or not isinstance(value, kinds):
-        forms = "a number in [0, 1], Linear or Cosine" + (
-            ", Uniform or Stratified" if per_image else ""
-        )
         raise ValueError(f"{owner}: {name} must be {forms}; got {value!r}.")
     low, high = bounds(value)  # type: ignore[arg-type]
     if not (low >= 0.0 and high <= 1.0):
@@ -205,21 +145,13 @@ def hidden_counts(ratios: Tensor, patches: int) -> Tensor:
     return torch.floor(ratios * patches + 0.5).long()
 
 
-def _check_numbers(schedule: Linear | Cosine) -> None:
-    for name in ("start", "end"):
-        value = getattr(schedule, name)
-        if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
-            raise ValueError(f"{type(schedule).__name__}: {name} must be a number; got {value!r}.")
-
-
 def _check_range(value: Uniform | Stratified) -> None:
     name = type(value).__name__
     for end in (value.low, value.high):
         if isinstance(end, bool) or not isinstance(end, (Real, Schedule)):
-            raise ValueError(
-                f"{name}: low and high must be numbers, Linear or Cosine; got {end!r}."
-            )
-    for progress in (0.0, 1.0):
+            raise ValueError(f"{name}: low and high must be numbers or schedules; got {end!r}.")
+    knots = {k for end in (value.low, value.high) if isinstance(end, Schedule) for k in end.knots()}
+    for progress in sorted({0.0, 1.0} | knots):
         low, high = scalar_at(value.low, progress), scalar_at(value.high, progress)
         if not low <= high:
             raise ValueError(

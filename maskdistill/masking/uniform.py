@@ -9,6 +9,8 @@ from torch import Tensor
 
 from maskdistill.masking.base import Masker
 from maskdistill.masking.context import MaskContext
+from maskdistill.masking.ratios import PerImage, Ratio, check_ratio
+from maskdistill.masking.schedules import scalar_at
 from maskdistill.masking.scores import ScoreMasker
 
 
@@ -34,6 +36,34 @@ class RandomMasker(ScoreMasker):
 
 
 @dataclass(frozen=True, repr=False)
+class BernoulliMasker(Masker):
+    """Hides each patch by a coin toss of its own, so that rows hide different numbers.
+
+    >>> BernoulliMasker(0.5)(4, (7, 7)).shape
+    torch.Size([4, 49])
+
+    Args:
+        p: probability that a patch is hidden, in [0, 1]; a number, a schedule, or one per image.
+
+    Raises:
+        ValueError: p out of range.
+    """
+
+    p: Ratio
+
+    def __post_init__(self) -> None:
+        check_ratio("BernoulliMasker", "p", self.p)
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        p: float | Tensor
+        if isinstance(self.p, PerImage):
+            p = self.p.sample(context.batch, context.rand, context.progress)[:, None]
+        else:
+            p = scalar_at(self.p, context.progress)
+        return context.rand(context.batch, context.patches) < p
+
+
+@dataclass(frozen=True, repr=False)
 class NoMasker(Masker):
     """Hides nothing: the neutral element of ``|``, useful in a ``Mixture``.
 
@@ -47,7 +77,7 @@ class NoMasker(Masker):
         """True: every row hides 0 patches."""
         return True
 
-    def fixed_count(self, patches: int, progress: float = 0.0) -> int:
+    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int:
         """Return 0."""
         return 0
 

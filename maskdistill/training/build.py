@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskdistill.data.loading import derive_seed
+from maskdistill.drawing import OF_EVERY_VIEW
 from maskdistill.models import MaskedViT, MultiCropWrapper, create_backbone
 from maskdistill.objectives import DINOHead, DINOLoss
 from maskdistill.training.config import TrainingConfig
@@ -73,10 +74,11 @@ def build_state(
 
 
 def _check_policy(policy: ViewPolicy, config: TrainingConfig, vit: MaskedViT) -> None:
-    unknown = sorted(policy.needs - {"attention"})
+    unknown = sorted(policy.needs - {"attention"} - OF_EVERY_VIEW)
     if unknown:
         raise ValueError(
-            f"the policy needs the signal(s) {unknown}, but the trainer supplies only 'attention'. "
+            f"the policy needs the signal(s) {unknown}, but the trainer supplies 'attention' and "
+            f"{sorted(OF_EVERY_VIEW)} only. "
             "Supply others in a loop of your own, with policy.student_masks(...)."
         )
     if policy.global_crops != 2:
@@ -102,8 +104,8 @@ def _check_drop(policy: ViewPolicy, config: TrainingConfig, vit: MaskedViT) -> N
         (policy.teacher_global, config.image_size),
     ):
         rows, columns = vit.grid(size, size)
-        for progress in (0.0, 1.0):  # schedules are monotone
-            count = 0 if masker is None else masker.fixed_count(rows * columns, progress)
+        for progress in (i / 64 for i in range(65)):
+            count = 0 if masker is None else masker.fixed_count((rows, columns), progress)
             if count is None:
                 raise ValueError(
                     f"apply='drop' needs a masker that hides the same number of patches in every "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +109,9 @@ def train_step(
     policy: ViewPolicy,
     settings: StepSettings,
     generator: torch.Generator | None = None,
+    *,
+    boxes: Tensor | None = None,
+    flipped: Tensor | None = None,
 ) -> StepMetrics:
     """Draw the masks, run teacher and student, and update both.
 
@@ -123,6 +126,8 @@ def train_step(
         policy: who sees which mask.
         settings: what the schedules say.
         generator: source of the masks, on the crops' device or the CPU.
+        boxes: ``(B, V, 4)``, where each crop lies in its image, for maskers that want to know.
+        flipped: ``(B, V)`` bool, whether each crop was mirrored.
 
     Returns:
         Metrics of the step, still on the device.
@@ -132,11 +137,16 @@ def train_step(
         if i == 0:
             group["weight_decay"] = settings.weight_decay
 
+    # Masks are drawn in two parts, the teacher's and the student's, which may be related.
+    draw: dict[str, Any] = {
+        "generator": generator, "progress": settings.progress, "boxes": boxes, "flipped": flipped,
+        "memory": {},
+    }  # fmt: skip
     with torch.autocast(
         crops[0].device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None
     ):
-        teacher, attention = _run_teacher(state.teacher, crops, policy, settings, generator)
-        student = _run_student(state, crops, policy, settings, generator, attention)
+        teacher, attention = _run_teacher(state.teacher, crops, policy, draw)
+        student = _run_student(state, crops, policy, draw, attention)
     targets = state.objective.targets(teacher.logits, settings.teacher_temp)
     loss = state.objective(student.logits, targets, views=len(crops))
     state.objective.update_center(teacher.logits)
@@ -159,15 +169,12 @@ def _run_teacher(
     teacher: MultiCropWrapper,
     crops: Sequence[Tensor],
     policy: ViewPolicy,
-    settings: StepSettings,
-    generator: torch.Generator | None,
+    draw: dict[str, Any],
 ) -> tuple[MultiCropOutput, list[Tensor] | None]:
     """Return the teacher's output on the global crops, and its attention if the policy asks."""
     views = crops[: policy.global_crops]
     vit: MaskedViT = teacher.backbone
-    masks, counts = policy.teacher_masks(
-        crops, vit.patch_size, generator=generator, progress=settings.progress
-    )
+    masks, counts = policy.teacher_masks(crops, vit.patch_size, **draw)
     if "attention" not in policy.needs:
         return teacher(views, masks, counts), None
     with vit.record_attention() as record:
@@ -185,18 +192,12 @@ def _run_student(
     state: TrainState,
     crops: Sequence[Tensor],
     policy: ViewPolicy,
-    settings: StepSettings,
-    generator: torch.Generator | None,
+    draw: dict[str, Any],
     attention: list[Tensor] | None,
 ) -> MultiCropOutput:
-    signals = {} if attention is None else {"attention": attention}
-    masks, counts = policy.student_masks(
-        crops,
-        state.student_net.backbone.patch_size,
-        generator=generator,
-        progress=settings.progress,
-        **signals,
-    )
+    signals: dict[str, Any] = {} if attention is None else {"attention": attention}
+    patch_size = state.student_net.backbone.patch_size
+    masks, counts = policy.student_masks(crops, patch_size, **draw, **signals)
     output: MultiCropOutput = state.student(crops, masks, counts)
     return output
 

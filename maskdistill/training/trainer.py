@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from maskdistill.data.augment import MultiCrop, normalize
+from maskdistill.data.augment import Crops, MultiCrop, normalize
 from maskdistill.data.loading import (
     BatchStream,
     CropDataset,
@@ -188,7 +188,7 @@ class Trainer:
         pace = Pace(config.batch_size * processes.world, self.step, self._seconds)
         with contextlib.closing(record) if record else contextlib.nullcontext(), bar:
             for crops in self._loader():
-                window.append(self._run_step(crops.images))
+                window.append(self._run_step(crops))
                 self.step += 1
                 pace.step()
                 bar.update()
@@ -240,13 +240,17 @@ class Trainer:
             pin_memory=processes.device.type == "cuda",
         )
 
-    def _run_step(self, crops: list[torch.Tensor]) -> StepMetrics:
+    def _run_step(self, crops: Crops) -> StepMetrics:
         device, seed, rank = self.processes.device, self.config.seed, self.processes.rank
-        views = [normalize(crop.to(device, non_blocking=True)) for crop in crops]
+        views = [normalize(crop.to(device, non_blocking=True)) for crop in crops.images]
         torch.manual_seed(derive_seed(seed, "drop path", self.step, rank))
         masks = torch.Generator(device).manual_seed(derive_seed(seed, "masks", self.step, rank))
         self.state.student.train()
-        return train_step(self.state, views, self.policy, self.settings(self.step), masks)
+        return train_step(
+            self.state, views, self.policy, self.settings(self.step), masks,
+            boxes=crops.boxes.to(device, non_blocking=True),
+            flipped=crops.flipped.to(device, non_blocking=True),
+        )  # fmt: skip
 
     def settings(self, step: int) -> StepSettings:
         """Return what the schedules say at a step."""

@@ -61,16 +61,16 @@ def test_mixture_is_a_value_of_its_own() -> None:
 
 
 def test_fixed_counts() -> None:
-    assert half.fixed_count(49) == 25
-    assert (~half).fixed_count(49) == 24
-    assert (half | half).fixed_count(49) is None
-    assert (half | half).exactly(0.3).fixed_count(49) == 15
-    assert half.sometimes(0.5).fixed_count(49) is None
-    assert md.RandomMasker(md.Uniform(0.1, 0.5)).fixed_count(49) is None
-    assert md.RandomMasker(md.Linear(0, 1)).fixed_count(100, progress=0.5) == 50
-    assert md.BlockMasker(0.5, exact=False).fixed_count(49) is None
-    assert md.Mixture({half: 0.5, md.BlockMasker(0.5): 0.5}).fixed_count(49) == 25
-    assert md.Mixture({half: 0.5, md.NoMasker(): 0.5}).fixed_count(49) is None
+    assert half.fixed_count((7, 7)) == 25
+    assert (~half).fixed_count((7, 7)) == 24
+    assert (half | half).fixed_count((7, 7)) is None
+    assert (half | half).exactly(0.3).fixed_count((7, 7)) == 15
+    assert half.sometimes(0.5).fixed_count((7, 7)) is None
+    assert md.RandomMasker(md.Uniform(0.1, 0.5)).fixed_count((7, 7)) is None
+    assert md.RandomMasker(md.Linear(0, 1)).fixed_count((10, 10), progress=0.5) == 50
+    assert md.BlockMasker(0.5, exact=False).fixed_count((7, 7)) is None
+    assert md.Mixture({half: 0.5, md.BlockMasker(0.5): 0.5}).fixed_count((7, 7)) == 25
+    assert md.Mixture({half: 0.5, md.NoMasker(): 0.5}).fixed_count((7, 7)) is None
 
 
 def test_repr_keeps_precedence() -> None:

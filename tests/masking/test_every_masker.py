@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import maskdistill as md
-from maskdistill.masking import base
+from maskdistill.masking import algebra
 from tests.masking.table import TABLE, signals
 
 GRIDS = [(14, 14), (7, 7), (16, 10), (3, 5), (1, 8), (1, 1)]
@@ -38,8 +38,8 @@ def test_shape_dtype_and_exact_count(name: str, grid: tuple[int, int], batch: in
     if ratio is not None:
         wanted = math.floor(ratio * patches + 0.5)
         assert mask.sum(dim=1).tolist() == [wanted] * batch
-        assert TABLE[name].masker.exact
-    fixed = TABLE[name].masker.fixed_count(patches)
+        assert TABLE[name].masker.exact or name == "total"
+    fixed = TABLE[name].masker.fixed_count(grid)
     if fixed is not None:
         assert mask.sum(dim=1).tolist() == [fixed] * batch
 
@@ -66,21 +66,16 @@ def test_without_a_generator_the_global_one_decides(name: str) -> None:
 
 @every_masker
 def test_random_maskers_differ_by_seed(name: str) -> None:
-    masker = TABLE[name].masker
-    still = (
-        isinstance(masker, md.NoMasker)
-        or TABLE[name].ratio in (0.0, 1.0)
-        or (isinstance(masker, md.AttentionGuidedMasker)
-            and masker.temperature == 0.0 and TABLE[name].ratio is not None)
-        or name == "sometimes scheduled"  # never, at progress 0
-    )  # fmt: skip
     same = torch.equal(draw(name, 16, (14, 14), seed=3), draw(name, 16, (14, 14), seed=4))
-    assert same == still
+    assert same == TABLE[name].still
 
 
 @every_masker
 def test_repr_is_the_constructor_call(name: str) -> None:
     masker = TABLE[name].masker
+    if not TABLE[name].text:
+        assert repr(masker).startswith(type(masker).__name__)
+        return
     names = {**vars(md), "inf": math.inf}
     assert eval(repr(masker), names) == masker
     assert md.parse_masker(repr(masker)) == masker
@@ -90,7 +85,8 @@ def test_repr_is_the_constructor_call(name: str) -> None:
 @every_masker
 def test_pickles_and_is_immutable(name: str) -> None:
     masker = TABLE[name].masker
-    assert pickle.loads(pickle.dumps(masker)) == masker
+    copy = pickle.loads(pickle.dumps(masker))
+    assert copy == masker or (not TABLE[name].text and repr(copy) == repr(masker))
     fields = dataclasses.fields(masker)  # type: ignore[arg-type]
     for field in fields:
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -148,7 +144,10 @@ def test_compiles_without_a_graph_break(name: str) -> None:
 @every_masker
 def test_signals_of_lower_precision_are_fine(name: str) -> None:
     masker = TABLE[name].masker
-    half = {k: v.bfloat16() for k, v in signals(masker, 2, (4, 4)).items()}
+    half = {
+        k: v.bfloat16() if v.is_floating_point() else v
+        for k, v in signals(masker, 2, (4, 4)).items()
+    }
     assert masker(2, (4, 4), **half).shape == (2, 16)
 
 
@@ -250,6 +249,6 @@ def test_golden_draws(name: str) -> None:
 
 
 def test_only_public_maskers_are_read_by_name() -> None:
-    assert issubclass(base.Union, md.Masker)
+    assert issubclass(algebra.Union, md.Masker)
     with pytest.raises(ValueError, match="unknown masker"):
         md.parse_masker("Union(NoMasker(), NoMasker())")

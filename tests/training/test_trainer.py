@@ -350,7 +350,7 @@ def test_a_policy_whose_signal_nobody_supplies(build: Build) -> None:
         def _draw(self, context: md.MaskContext) -> torch.Tensor:
             raise AssertionError
 
-    with pytest.raises(ValueError, match=r"\['saliency'\].*supplies only 'attention'"):
+    with pytest.raises(ValueError, match=r"\['saliency'\].*supplies 'attention'"):
         build(md.AsymmetricMaskPolicy(Guided()))
 
 
