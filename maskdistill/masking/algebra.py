@@ -300,7 +300,12 @@ class Mixture(Masker):
 
 def complete(mask: Tensor, count: int | Tensor, context: MaskContext) -> Tensor:
     """Trim or top up each row of ``mask`` at random until it hides exactly ``count``."""
-    return top_k(mask + context.rand(*mask.shape), count)
+    order = context.rand(*mask.shape)
+    if not context.may_ask:
+        return top_k(mask + order, count)
+    rows = (mask.sum(dim=1) != count).nonzero().squeeze(1)  # leave alone what is exact already
+    some = count[rows] if isinstance(count, Tensor) else count
+    return mask.index_copy(0, rows, top_k(mask[rows] + order[rows], some))
 
 
 def _operand(masker: Masker) -> str:

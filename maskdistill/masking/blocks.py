@@ -19,6 +19,8 @@ from maskdistill.masking.ratios import Ratio, check_ratio
 # the device: up to ratio 0.75 on 14x14, more rounds hide no more (tests/masking/test_blocks.py).
 _ROUNDS = 24
 _TRIES = 10
+_HALF = 2.0**12
+"""A uniform float32 number has 24 binary digits; half of them are plenty for a choice."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,51 +87,70 @@ class BlockMasker(Masker):
         target = count
         if isinstance(target, int):  # filled on the device: moving a number there would wait
             target = torch.full((context.batch,), target, device=context.device)
-        mask = self._place(context, target).flatten(1)
+        mask = self._place(context, target.float()).flatten(1)
         return complete(mask, count, context) if self.exact else mask
 
-    def _place(self, context: MaskContext, target: Tensor) -> Tensor:
-        """Place rectangles in all images at once: ``(B,)`` targets to ``(B, H, W)`` masks."""
-        batch, (height, width) = context.batch, context.grid
-        mask = torch.zeros(batch, height, width, dtype=torch.bool, device=context.device)
-        left = target.clone()
-        rows = torch.arange(height, device=context.device)
-        columns = torch.arange(width, device=context.device)
-        least = (min(height, width) // 3) ** 2 if self.min_patches is None else self.min_patches
+    def _place(self, context: MaskContext, left: Tensor) -> Tensor:
+        """Place rectangles in all images at once: ``(B,)`` patches to hide, ``(B, H, W)`` masks."""
+        mask = torch.zeros(context.batch, *context.grid, device=context.device)
         # All numbers are drawn beforehand, so that what is drawn never depends on what was placed.
-        numbers = context.rand(_ROUNDS, 4, batch, _TRIES)
-        for area, aspect, place_y, place_x in numbers:
-            h, w = self._sizes(area, aspect, left, least)
-            top = (place_y * (height - h + 1)).floor().clamp(max=height - 1)
-            start = (place_x * (width - w + 1)).floor().clamp(max=width - 1)
-            top, start, h, w = (t.long() for t in (top, start, h, w))
-            # On a rectangle that does not fit, top and start are meaningless; clamp its reading.
-            added = h * w - _covered(mask, top.clamp(min=0), start.clamp(min=0), h, w)
-            # Strictly smaller than the grid, as in BEiT: no rectangle spans it.
-            fits = (h < height) & (w < width) & (added > 0) & (added <= self._limit(left)[:, None])
-            first = fits.int().argmax(dim=1, keepdim=True)
-            placed = fits.gather(1, first) & (left > 0)[:, None]
-            top, start, h, w, added = (t.gather(1, first) for t in (top, start, h, w, added))
-            in_rows = (rows >= top) & (rows < top + h) & placed
-            in_columns = (columns >= start) & (columns < start + w)
-            mask |= in_rows[:, :, None] & in_columns[:, None, :]
-            # An image where all tries failed is finished: nothing is left to hide.
-            left = (left - added[:, 0]) * placed[:, 0]
-            if mask.device.type == "cpu" and not torch.compiler.is_compiling() and not left.any():
-                break  # free to ask on a CPU; an accelerator would have to wait for the answer
-        return mask
+        for shape, place in context.rand(_ROUNDS, 2, context.batch, _TRIES):
+            going: slice | Tensor = slice(None)
+            if context.may_ask:  # leave finished images alone; an accelerator does them all
+                going = left.nonzero().squeeze(1)
+                if not len(going):
+                    break
+            mask[going], left[going] = self._round(
+                mask[going], left[going], shape[going], place[going]
+            )
+        return mask > 0
 
-    def _limit(self, left: Tensor) -> Tensor:
-        return left if self.max_patches is None else left.clamp(max=self.max_patches)
-
-    def _sizes(
-        self, area: Tensor, aspect: Tensor, left: Tensor, least: int
+    def _round(
+        self, mask: Tensor, left: Tensor, shape: Tensor, place: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Place at most one rectangle in each image: the first of its tries that fits.
+
+        Args:
+            mask: ``(B, H, W)``, 1 where hidden.
+            left: ``(B,)`` patches still to hide; 0 ends an image.
+            shape: ``(B, tries)`` uniform numbers, of which half the digits choose the area and half
+                the aspect ratio.
+            place: ``(B, tries)`` uniform numbers that choose among the places where it fits.
+
+        Returns:
+            The new mask, and what is left after it.
+        """
+        height, width = mask.shape[1:]
+        limit = left if self.max_patches is None else left.clamp(max=self.max_patches)
+        h, w = self._sizes(shape, limit, (height, width))
+        # A rectangle that does not fit has no place; any will do, for it is not taken.
+        rows, columns = (height - h + 1).clamp_min(1), (width - w + 1).clamp_min(1)
+        number = (place * (rows * columns)).floor()
+        top = (number / columns).floor()
+        start = number - top * columns
+        added = h * w - _covered(mask, top, start, h, w)
+        # Strictly smaller than the grid, as in BEiT: no rectangle spans it.
+        fits = (h < height) & (w < width) & (added > 0) & (added <= limit[:, None])
+        first = fits.int().argmax(dim=1, keepdim=True)
+        placed = fits.gather(1, first) & (left > 0)[:, None]
+        top, start, h, w, added = (t.gather(1, first) for t in (top, start, h, w, added))
+        row = torch.arange(height, device=mask.device)
+        column = torch.arange(width, device=mask.device)
+        in_rows = ((row >= top) & (row < top + h) & placed).float()
+        in_columns = ((column >= start) & (column < start + w)).float()
+        mask = torch.maximum(mask, in_rows[:, :, None] * in_columns[:, None, :])
+        # An image where all tries failed is finished: nothing is left to hide.
+        return mask, (left - added[:, 0]) * placed[:, 0]
+
+    def _sizes(self, shape: Tensor, limit: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Turn uniform numbers ``(B, tries)`` into heights and widths, whole but float."""
+        least = (min(grid) // 3) ** 2 if self.min_patches is None else self.min_patches
         low, high = (math.log(end) for end in self.aspect)
+        digits = shape * _HALF
+        area = digits.floor()
+        ratio = torch.exp(low + (high - low) * (digits - area))
         # Less left than the least reverses the range, as in BEiT: the area lies between the two.
-        patches = least + (self._limit(left)[:, None] - least) * area
-        ratio = torch.exp(low + (high - low) * aspect)
+        patches = least + (limit[:, None] - least) * (area / _HALF)
         return (patches * ratio).sqrt().round(), (patches / ratio).sqrt().round()
 
 
@@ -139,10 +160,11 @@ def _covered(mask: Tensor, top: Tensor, start: Tensor, h: Tensor, w: Tensor) -> 
     A summed-area table answers each rectangle with four look-ups.
     """
     height, width = mask.shape[1:]
-    table = F.pad(mask.to(torch.int32).cumsum(1).cumsum(2), (1, 0, 1, 0)).flatten(1)
-    bottom, end = (top + h).clamp(max=height), (start + w).clamp(max=width)
-
-    def at(row: Tensor, column: Tensor) -> Tensor:
-        return table.gather(1, row * (width + 1) + column)
-
-    return at(bottom, end) - at(top, end) - at(bottom, start) + at(top, start)
+    table = F.pad(mask.cumsum(1).cumsum(2), (1, 0, 1, 0)).flatten(1)
+    top, bottom = top * (width + 1), (top + h).clamp(max=height) * (width + 1)
+    end = (start + w).clamp(max=width)
+    corners = torch.stack([bottom + end, top + end, bottom + start, top + start], dim=1)
+    both, above, before, corner = (
+        table.gather(1, corners.long().flatten(1)).view_as(corners).unbind(1)
+    )
+    return both - above - before + corner

@@ -43,6 +43,11 @@ class MaskContext:
         return self.grid[0] * self.grid[1]
 
     @property
+    def may_ask(self) -> bool:
+        """Whether the host may look at tensors; an accelerator or a compiler would have to wait."""
+        return self.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    @property
     def images(self) -> int:
         """Number of images that the rows are views of."""
         return self.batch // self.views

@@ -32,6 +32,8 @@ class Blocks(NamedTuple):
 class MultiBlockMasker(Masker):
     """Hides all but a large block, and several smaller blocks within: what is to be predicted.
 
+    The targets of an image are of one size.
+
     >>> MultiBlockMasker()(8, (14, 14)).shape
     torch.Size([8, 196])
     >>> blocks = MultiBlockMasker().draw_blocks(8, (14, 14))
@@ -54,8 +56,9 @@ class MultiBlockMasker(Masker):
         ValueError: an argument out of range.
 
     I-JEPA (Assran et al., 2023). Four differences from its code: blocks reach the last row and
-    column; a block's scale and aspect ratio are independent; every image has block sizes of its
-    own; and no index is cut off to make rows equally long. For equal rows use ``.exactly(ratio)``.
+    column; a block's scale and aspect ratio are independent; every image, not every batch, draws
+    the size of its targets and of its context; and no index is cut off to make rows equally long.
+    For equal rows use ``.exactly(ratio)``.
     """
 
     targets: int = 4
@@ -113,10 +116,11 @@ class MultiBlockMasker(Masker):
         scale: tuple[float, float],
         aspect: tuple[float, float],
     ) -> Tensor:
-        """Draw rectangles with a random area, shape and place: ``(B, number, N)`` bool."""
+        """Draw rectangles of one random size in random places: ``(B, number, N)`` bool."""
         height, width = context.grid
-        area, shape, place_y, place_x = context.rand(4, context.batch, number)
-        size = context.patches * (scale[0] + (scale[1] - scale[0]) * area)
+        area, shape = context.rand(2, context.batch, 1)
+        place_y, place_x = context.rand(2, context.batch, number)
+        size = (context.patches * (scale[0] + (scale[1] - scale[0]) * area)).floor()
         ratio = aspect[0] + (aspect[1] - aspect[0]) * shape
         # Strictly smaller than the grid, as in the original, unless the grid is one patch wide.
         h = (size * ratio).sqrt().round().clamp(1, max(height - 1, 1))

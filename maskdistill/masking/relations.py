@@ -142,9 +142,10 @@ class Total(_Wrapped):
         height, width = context.grid
         views, images = context.views, context.images
         joined = context.replaced(batch=images, grid=(views * height, width), views=1)
-        mask = self.masker._draw(context).view(views, images, -1).transpose(0, 1).flatten(1)
+        mask = self.masker._draw(context).view(views, images, context.patches)
+        mask = mask.transpose(0, 1).flatten(1)
         mask = complete(mask, joined.count(self.ratio), joined)
-        return mask.view(images, views, -1).transpose(0, 1).flatten(0, 1)
+        return mask.view(images, views, context.patches).transpose(0, 1).flatten(0, 1)
 
     def __repr__(self) -> str:
         return f"{_operand(self.masker)}.total({self.ratio!r})"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import math
+import os
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,34 +193,85 @@ def test_the_table_is_complete() -> None:
     assert not missing, f"please add {missing} to tests/masking/table.py"
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    kind=st.sampled_from(["random", "block", "most", "least", "soft", "exactly"]),
+EXACT: dict[str, Callable[[float], md.Masker]] = {
+    "random": md.RandomMasker,
+    "block": md.BlockMasker,
+    "block of ibot": lambda r: md.BlockMasker(r, min_patches=None),
+    "block rolled": lambda r: md.BlockMasker(r).rolled(),
+    "single block": md.SingleBlockMasker,
+    "single block long": lambda r: md.SingleBlockMasker(r, aspect=(0.1, 0.2)),
+    "single block around": lambda r: md.SingleBlockMasker(r, inverse=True).rolled(),
+    "squares": md.SquaresMasker,
+    "squares around": lambda r: md.SquaresMasker(r, size=4, adjust=0.5, inverse=True),
+    "noise": md.ColorNoiseMasker,
+    "most": md.AttentionGuidedMasker,
+    "least": lambda r: md.AttentionGuidedMasker(r, hide="least"),
+    "soft": lambda r: md.AttentionGuidedMasker(r, temperature=0.7, share=0.5),
+    "hint": lambda r: md.AttentionHintMasker(r, hint=0.7, pool=0.4),
+    "signal": lambda r: md.SignalMasker(r, "loss", share=0.3),
+    "parts": lambda r: md.PartMasker(r, whole=0.5),
+    "cluster": md.ClusterMasker,
+    "dpp": md.DPPMasker,
+    "learned": lambda r: md.LearnedMasker(r, lambda images: images.mean(dim=1, keepdim=True)),
+    "exactly": lambda r: md.BlockMasker(0.5, exact=False).exactly(r),
+    "shared": lambda r: md.BlockMasker(r).shared(),
+    "same in views": lambda r: md.BlockMasker(r).same_in_views(),
+}
+
+
+def test_every_exact_kind_has_a_property() -> None:
+    kinds = {type(entry.masker) for entry in TABLE.values() if entry.masker.exact}
+    assert kinds - {md.NoMasker} <= {type(build(0.5)) for build in EXACT.values()}
+
+
+def check_exact(kind: str, ratio: float, batch: int, grid: tuple[int, int], seed: int) -> None:
+    masker = EXACT[kind](ratio)
+    assert masker.exact
+    generator = torch.Generator().manual_seed(seed)
+    mask = masker(batch, grid, generator=generator, **signals(masker, batch, grid))
+    wanted = math.floor(ratio * grid[0] * grid[1] + 0.5)
+    assert mask.sum(dim=1).tolist() == [wanted] * batch
+    assert masker.fixed_count(grid) == wanted
+
+
+_cases = given(
+    kind=st.sampled_from(sorted(EXACT)),
     ratio=st.floats(0, 1),
-    height=st.integers(1, 24),
-    width=st.integers(1, 24),
-    batch=st.integers(0, 5),
+    height=st.integers(1, 64),
+    width=st.integers(1, 64),
+    batch=st.integers(0, 4096),
     seed=st.integers(0, 2**31),
 )
+
+
+def _exact_case(kind: str, ratio: float, height: int, width: int, batch: int, seed: int) -> None:
+    if kind == "dpp":  # one step for each visible patch
+        height, width = 1 + height % 9, 1 + width % 9
+    most = 2**15 if kind in ("dpp", "cluster", "learned") else 2**18
+    check_exact(kind, ratio, min(batch, most // (height * width)), (height, width), seed)
+
+
+@settings(max_examples=150, deadline=None)
+@_cases
 def test_exact_means_exact(
     kind: str, ratio: float, height: int, width: int, batch: int, seed: int
 ) -> None:
-    masker = {
-        "random": lambda: md.RandomMasker(ratio),
-        "block": lambda: md.BlockMasker(ratio),
-        "most": lambda: md.AttentionGuidedMasker(ratio),
-        "least": lambda: md.AttentionGuidedMasker(ratio, hide="least"),
-        "soft": lambda: md.AttentionGuidedMasker(ratio, temperature=0.7),
-        "exactly": lambda: md.BlockMasker(0.5, exact=False).exactly(ratio),
-    }[kind]()
-    mask = masker(
-        batch,
-        (height, width),
-        generator=torch.Generator().manual_seed(seed),
-        **signals(masker, batch, (height, width)),
-    )
-    wanted = math.floor(ratio * height * width + 0.5)
-    assert mask.sum(dim=1).tolist() == [wanted] * batch
+    _exact_case(kind, ratio, height, width, batch, seed)
+
+
+@pytest.mark.long
+@settings(max_examples=10_000, deadline=None)
+@_cases
+def test_exact_means_exact_in_ten_thousand_cases(
+    kind: str, ratio: float, height: int, width: int, batch: int, seed: int
+) -> None:
+    _exact_case(kind, ratio, height, width, batch, seed)
+
+
+@pytest.mark.parametrize("kind", sorted(set(EXACT) - {"dpp", "cluster", "learned"}))
+def test_exact_in_large_batches_and_grids(kind: str) -> None:
+    check_exact(kind, 0.37, 4096, (14, 14), 0)
+    check_exact(kind, 0.37, 16, (64, 64), 1)
 
 
 def test_each_mention_is_a_fresh_draw() -> None:
@@ -230,22 +285,22 @@ def test_only_maskers_combine() -> None:
         md.NoMasker() | 0.5  # type: ignore[operator]
 
 
-GOLDEN: dict[str, list[str]] = {
-    "random": [".#...#.#.#......##..", ".#.#..#....#.....#.#"],
-    "block": [".......###..###..##.", ".....##...###..###.."],
-    "block short": ["...#...###..###..###", ".....###..####.###.."],
-    "attention soft": [".##..#.###.....####.", "##.#..#....#.##..###"],
-    "sometimes": ["#....##...###...##..", "...................."],
-    "mixture": ["...#.#........##..##", "...................."],
-    "exactly": [".####..#.#...##..#..", "......#...####.##.##"],
-}
+GOLDEN = Path(__file__).parent / "golden_draws.json"
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@every_masker
 def test_golden_draws(name: str) -> None:
-    """A changed draw is an API change: the CHANGELOG must say "Draws change"."""
-    rows = draw(name, 2, (4, 5), seed=0).tolist()
-    assert ["".join("#" if hidden else "." for hidden in row) for row in rows] == GOLDEN[name]
+    """A changed draw is an API change: the CHANGELOG must say "Draws change".
+
+    ``MASKDISTILL_WRITE_GOLDEN=1 pytest -k golden_draws`` writes the present draws.
+    """
+    rows = draw(name, 2, (4, 5), seed=0, progress=0.5).tolist()
+    drawn = ["".join("#" if hidden else "." for hidden in row) for row in rows]
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("MASKDISTILL_WRITE_GOLDEN"):
+        golden = {key: golden.get(key) for key in TABLE} | {name: drawn}
+        GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
+    assert drawn == golden.get(name)
 
 
 def test_only_public_maskers_are_read_by_name() -> None:

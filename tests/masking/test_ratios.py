@@ -87,3 +87,83 @@ def test_other_bad_arguments() -> None:
         md.Mixture({})
     with pytest.raises(ValueError, match="must be a masker"):
         md.Mixture({"a": 1.0})  # type: ignore[dict-item]
+
+
+def test_every_schedule() -> None:
+    assert md.Quadratic(0.2, 0.6).at(0.5) == pytest.approx(0.3)
+    steps = md.Steps([0.1, 0.5, 0.3], [0.25, 0.75])  # type: ignore[arg-type]
+    assert [steps.at(p) for p in (0, 0.24, 0.25, 0.74, 0.75, 1)] == [0.1, 0.1, 0.5, 0.5, 0.3, 0.3]
+    assert steps.bounds() == (0.1, 0.5)
+    assert hash(steps) == hash(md.Steps((0.1, 0.5, 0.3), (0.25, 0.75)))
+    warm = md.WarmUp(md.Linear(0.4, 0.8), until=0.5, start=0.2)
+    assert [warm.at(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.2, 0.35, 0.6, 0.8])
+    assert warm.bounds() == (0.2, 0.8)
+    assert md.WarmUp(0.3, until=1.0).at(1.0) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: md.Steps((0.1,), (0.5,)), "one more than starts"),
+        (lambda: md.Steps((0.1, 0.2, 0.3), (0.5, 0.4)), "must ascend"),
+        (lambda: md.Steps((0.1, 0.2), (0.0,)), "must ascend"),
+        (lambda: md.Steps(0.1, (0.5,)), "sequence of numbers"),
+        (lambda: md.Steps(("a", 0.2), (0.5,)), "must be a number"),
+        (lambda: md.WarmUp(0.3, until=0.0), "until must lie"),
+        (lambda: md.WarmUp("x", until=0.5), "or a schedule"),
+        (lambda: md.RandomMasker(md.Steps((0.1, 1.2), (0.5,))), r"must lie in \[0, 1\]"),
+        (lambda: md.RandomMasker(md.WarmUp(0.3, until=0.5, start=-0.1)), r"must lie in \[0, 1\]"),
+        (lambda: md.Uniform(md.Steps((0.1, 0.9), (0.5,)), 0.5), "low must not exceed high"),
+        (lambda: md.Stratified(0.1, 0.5, share=1.5), "share must lie"),
+    ],
+)
+def test_bad_schedules_are_refused(build, match: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=match):
+        build()
+
+
+def test_a_schedule_moves_any_parameter() -> None:
+    """Ratio, probability, weight, temperature, share and hint follow progress alone."""
+    attention = torch.rand(64, 100, generator=torch.Generator().manual_seed(0))
+    top = attention.argsort(dim=1, descending=True)
+
+    def hidden(masker: md.Masker, progress: float) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return masker(64, (10, 10), generator=generator, progress=progress, attention=attention)
+
+    rise = md.Linear(0.0, 1.0)
+    masked = md.RandomMasker(0.5).sometimes(rise)
+    assert [int(hidden(masked, p).any(1).sum()) for p in (0.0, 1.0)] == [0, 64]
+    mixture = md.Mixture({md.NoMasker(): md.Steps((1.0, 0.0), (0.5,)),
+                          md.RandomMasker(1.0): md.Steps((0.0, 1.0), (0.5,))})  # fmt: skip
+    assert [float(hidden(mixture, p).float().mean()) for p in (0.4, 0.6)] == [0.0, 1.0]
+    cooling = md.AttentionGuidedMasker(0.3, temperature=md.Linear(5.0, 0.0))
+    sharing = md.AttentionGuidedMasker(0.3, share=rise)
+    hinting = md.AttentionHintMasker(0.3, hint=rise)
+    foremost = [
+        [float(hidden(m, p).gather(1, top[:, :10]).float().mean()) for p in (0.0, 0.5, 1.0)]
+        for m in (cooling, sharing, hinting)
+    ]
+    assert foremost[0][0] < 0.5 < foremost[0][2] == 1.0
+    assert foremost[1][0] < 0.4 < foremost[1][1] <= foremost[1][2] == 1.0
+    assert foremost[2] == [1.0, 0.5, 0.0]
+
+
+def test_weights_must_sum_to_one_all_along() -> None:
+    a, b = md.RandomMasker(0.1), md.RandomMasker(0.2)
+    with pytest.raises(ValueError, match=r"at progress 0\.25 they sum"):
+        md.Mixture({a: md.Steps((1.0, 0.5, 0.0), (0.25, 0.5)), b: md.Steps((0.0, 1.0), (0.5,))})
+    with pytest.raises(ValueError, match=r"at progress 0\.5 they sum"):
+        md.Mixture({a: md.Quadratic(1.0, 0.0), b: md.Linear(0.0, 1.0)})
+
+
+def test_stratified_shares_are_dinov2s() -> None:
+    """Half the batch gets nothing; the others one ratio from each stratum."""
+    half = md.Stratified(0.1, 0.5, share=0.5)
+    ratios = half.sample(21, torch.rand).sort().values
+    assert ratios[:11].eq(0).all()
+    edges = torch.linspace(0.1, 0.5, 11)
+    assert ((ratios[11:] >= edges[:-1]) & (ratios[11:] <= edges[1:])).all()
+    upper = md.Stratified(0.1, 0.5, share=0.5, jitter=False).sample(20, torch.rand).sort().values
+    assert torch.allclose(upper[10:], edges[1:])
+    assert md.Stratified(0.2, 0.5, share=0.5).sample(1, torch.rand).tolist() == [0.0]
