@@ -150,6 +150,36 @@ def test_every_policy_trains_by_every_application(
         assert learned == policy.masks_student
 
 
+def test_maskers_that_know_geometry_train(build: Build, tmp_path: Path) -> None:
+    """The boxes of the crops reach the maskers, of the right images and in the right order."""
+    scene = md.SceneMasker(md.BlockMasker(0.5), grid=(16, 16))
+    guided = md.AttentionGuidedMasker(0.5)
+    policy = md.ViewPolicy(
+        student_global=scene | guided, student_local=guided | scene, teacher_global=scene
+    )
+    trainer = build(policy, max_steps=1)
+    seen: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
+    for role, net in (("student", trainer.state.student_net), ("teacher", trainer.teacher)):
+        net.backbone.register_forward_pre_hook(
+            lambda m, args, role=role: seen[role].append(args[1])
+        )
+    boxes: list[torch.Tensor] = []
+    real_step = trainer_module.train_step
+
+    def recording(*args: object, **kwargs: torch.Tensor):  # type: ignore[no-untyped-def]
+        boxes.append(kwargs["boxes"])
+        return real_step(*args, **kwargs)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "train_step", recording)
+        fit(trainer, tmp_path)
+    assert boxes[0].shape == (4, 4, 4)
+    (teacher,) = seen["teacher"]
+    student = seen["student"][0]
+    assert (student | ~teacher).all(), "what the teacher does not see, the student does not see"
+    assert [mask.shape for mask in seen["student"]] == [(8, 16), (8, 4)]
+
+
 def test_a_backbone_of_ones_own(build: Build, images: Noise, tmp_path: Path) -> None:
     config = TrainingConfig(**{**TINY, "patch_size": 4, "max_steps": 2})
     vit = timm.create_model(
