@@ -45,7 +45,7 @@ class BlockMasker(Masker):
             the ratio.
 
     Rectangles lie inside the grid, so the centre is hidden far more often than the corners: at
-    ratio 0.3 on 14x14 about twelve times (tests/masking/test_blocks.py).
+    ratio 0.3 on 14x14 about twelve times; ``.rolled()`` treats all places alike.
 
     Raises:
         ValueError: an argument out of range.

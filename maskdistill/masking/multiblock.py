@@ -98,16 +98,20 @@ class MultiBlockMasker(Masker):
         return Blocks(context, memory[self, "targets"])
 
     def _draw(self, context: MaskContext) -> Tensor:
-        targets = self._blocks(context, self.targets, self.target_scale, self.target_aspect)
+        rows, columns = self._blocks(context, self.targets, self.target_scale, self.target_aspect)
         if context.memory is not None:
-            context.memory[self, "targets"] = targets
-        free = ~targets.any(dim=1, keepdim=True)
-        contexts = self._blocks(context, _TRIES, self.context_scale, (1.0, 1.0)) & free
-        visible = contexts.sum(dim=2)
+            each = rows[..., :, None] * columns[..., None, :]
+            context.memory[self, "targets"] = each.flatten(2) > 0
+        free = (rows.transpose(1, 2) @ columns == 0).float()
+        rows, columns = self._blocks(context, _TRIES, self.context_scale, (1.0, 1.0))
+        visible = ((rows @ free) * columns).sum(dim=2)
         # The first that leaves enough; where none does, the one that leaves most.
         best = torch.where(visible > self.min_visible, context.patches, visible).argmax(dim=1)
-        chosen = best[:, None, None].expand(-1, 1, context.patches)
-        return ~contexts.gather(1, chosen).squeeze(1)
+        row, column = (
+            side.gather(1, best[:, None, None].expand(-1, 1, side.shape[2])).squeeze(1)
+            for side in (rows, columns)
+        )
+        return (row[:, :, None] * column[:, None, :] * free == 0).flatten(1)
 
     def _blocks(
         self,
@@ -115,8 +119,12 @@ class MultiBlockMasker(Masker):
         number: int,
         scale: tuple[float, float],
         aspect: tuple[float, float],
-    ) -> Tensor:
-        """Draw rectangles of one random size in random places: ``(B, number, N)`` bool."""
+    ) -> tuple[Tensor, Tensor]:
+        """Draw rectangles of one random size in random places.
+
+        Returns:
+            ``(B, number, H)`` and ``(B, number, W)``: 1 in the rows and columns of each, else 0.
+        """
         height, width = context.grid
         area, shape = context.rand(2, context.batch, 1)
         place_y, place_x = context.rand(2, context.batch, number)
@@ -129,7 +137,6 @@ class MultiBlockMasker(Masker):
         def reach(place: Tensor, extent: Tensor, length: int) -> Tensor:
             start = (place * (length - extent + 1)).floor().clamp(max=length - 1)[..., None]
             at = torch.arange(length, device=context.device)
-            return (at >= start) & (at < start + extent[..., None])
+            return ((at >= start) & (at < start + extent[..., None])).float()
 
-        rows, columns = reach(place_y, h, height), reach(place_x, w, width)
-        return (rows[..., :, None] & columns[..., None, :]).flatten(2)
+        return reach(place_y, h, height), reach(place_x, w, width)

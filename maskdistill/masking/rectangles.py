@@ -127,13 +127,20 @@ class SquaresMasker(ExactMasker):
             most = int((context.patches + extra) / area)
             number = ((count + extra) / area).long()[:, None]
         place_y, place_x = context.rand(2, context.batch, most)
-        wanted = torch.arange(most, device=context.device) < number
-        before = self.size // 2
-
-        def reach(place: Tensor, length: int) -> Tensor:
-            start = (place * length).floor()[:, :, None] - before
-            at = torch.arange(length, device=context.device)
-            return ((at >= start) & (at < start + self.size)).float()
-
-        rows = reach(place_y, height) * wanted[..., None]
-        return (rows.transpose(1, 2) @ reach(place_x, width) > 0).flatten(1)
+        # A margin on all sides, so that a square may reach over the edge.
+        margin, before = self.size - 1, self.size // 2
+        y = (place_y * height).floor().long() + margin - before
+        x = (place_x * width).floor().long() + margin - before
+        across = width + margin
+        centres = torch.zeros(context.batch, (height + margin) * across, device=context.device)
+        wanted = (torch.arange(most, device=context.device) < number).float()
+        centres.scatter_add_(1, y * across + x, wanted.expand(context.batch, -1))
+        mask = centres.view(context.batch, height + margin, across) > 0
+        # Spread each centre along the columns, then along the rows.
+        tall = mask[:, :height].clone()
+        for step in range(1, self.size):
+            tall |= mask[:, step : step + height]
+        square = tall[:, :, :width].clone()
+        for step in range(1, self.size):
+            square |= tall[:, :, step : step + width]
+        return square.flatten(1)
