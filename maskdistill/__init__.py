@@ -1,5 +1,6 @@
 """Composable masking strategies for self-distillation of Vision Transformers."""
 
+from maskdistill import presets
 from maskdistill.applying import mask_pixels
 from maskdistill.masking import (
     AttentionGuidedMasker,
@@ -78,4 +79,5 @@ __all__ = [
     "carry_signal",
     "mask_pixels",
     "parse_masker",
+    "presets",
 ]

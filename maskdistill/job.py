@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import json
 import os
 import platform
@@ -16,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import maskdistill
-from maskdistill import plotting
+from maskdistill import plotting, presets
 from maskdistill.data import (
     DataSplits,
     Scenes,
@@ -60,6 +62,8 @@ class JobConfig(TrainingConfig):
     """Which views are masked, for whom."""
     masker: str = "RandomMasker(0.3)"
     """What is hidden, as in Python, for example "BlockMasker(0.4).sometimes(0.5)"."""
+    preset: str | None = None
+    """A published recipe by name, such as ibot; it says policy, masker and apply."""
     resume: bool = False
     """Go on from the checkpoint in the output folder."""
     evaluations: int = 5
@@ -119,7 +123,7 @@ def run_job(config: JobConfig) -> dict[str, Any]:
         ValueError: settings that cannot work, data that cannot be read.
         OSError: a folder that cannot be written, a file that is not there.
     """
-    policy = POLICIES[config.policy](parse_masker(config.masker))
+    config, policy = _recipe(config)
     out = _output_folder(config)
     images = _open_images(config)
     processes = start_processes(config.device)
@@ -130,6 +134,11 @@ def run_job(config: JobConfig) -> dict[str, Any]:
 
     say(images.note)
     say(f"\n{policy}\n")
+    if isinstance(policy, presets.Preset) and policy.objectives != ("dino",):
+        say(
+            f"{policy.title} has another objective; this trainer has DINO's loss between class "
+            "tokens, so only the masks are its own\n"
+        )
     say(
         f"{config.model}, {config.image_size} px in patches of {config.patch_size}, masks by "
         f"{config.apply}; {trainer.total_steps} steps of {config.batch_size} images on "
@@ -177,8 +186,9 @@ def run_job(config: JobConfig) -> dict[str, Any]:
         "steps": report.steps,
         "images_per_second": report.images_per_second,
         "training_seconds": report.seconds,
-        "policy": config.policy,
-        "masker": config.masker if policy != ViewPolicy.none() else "NoMasker()",
+        "preset": config.preset,
+        "policy": config.policy if config.preset is None else "preset",
+        "masker": "NoMasker()" if policy == ViewPolicy.none() else _maskers(policy),
         "apply": config.apply,
         "model": config.model,
         "data": "built-in scenes" if config.data is None else str(config.data),
@@ -198,6 +208,39 @@ def run_job(config: JobConfig) -> dict[str, Any]:
     _write_json(out / "summary.json", summary)
     say(_verdict(summary, out))
     return summary
+
+
+def _recipe(config: JobConfig) -> tuple[JobConfig, ViewPolicy]:
+    """Return the policy that the settings name, and the settings with its application."""
+    if config.preset is None:
+        return config, POLICIES[config.policy](parse_masker(config.masker))
+    build = presets.ALL.get(config.preset)
+    if build is None:
+        close = difflib.get_close_matches(config.preset, presets.NAMES, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ValueError(
+            f"unknown preset {config.preset!r}.{hint} Known: {', '.join(presets.NAMES)}."
+        )
+    wanted = [p.name for p in inspect.signature(build).parameters.values() if p.default is p.empty]
+    if wanted:
+        raise ValueError(
+            f"the preset {config.preset} needs a {wanted[0]}, which a command line cannot give: "
+            f"call presets.{config.preset}({wanted[0]}) in Python."
+        )
+    preset = build()
+    plain = {field.name: field.default for field in dataclasses.fields(JobConfig)}
+    for name, own in (("policy", None), ("masker", None), ("apply", preset.apply)):
+        if getattr(config, name) not in (plain[name], own):
+            raise ValueError(
+                f"--preset {config.preset} says policy, masker and apply itself; leave out "
+                f"--{name}, or the preset."
+            )
+    return dataclasses.replace(config, apply=preset.apply), preset
+
+
+def _maskers(policy: ViewPolicy) -> str:
+    maskers = (policy.student_global, policy.student_local, policy.teacher_global)
+    return ", ".join(dict.fromkeys(repr(masker) for masker in maskers if masker is not None))
 
 
 def _open_images(config: JobConfig) -> JobImages:

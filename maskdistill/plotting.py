@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from einops import rearrange
 from torch import Tensor
 
+from maskdistill.masking import Masker
 from maskdistill.views import ViewMasks, ViewPolicy
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 # Colour-blind-safe (Okabe and Ito, 2008).
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 _HIDDEN = np.array([0.16, 0.16, 0.19], dtype=np.float32)
+_VISIBLE = np.array([0.87, 0.88, 0.9], dtype=np.float32)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -74,6 +77,154 @@ def plot_view_masks(
             axis.set_xlabel(share, fontsize=7, color=_GREY if mask is None else _ORANGE)
     figure.suptitle(_short(policy), fontsize=8)
     return figure
+
+
+def plot_masker(
+    masker: Masker,
+    grid: tuple[int, int] = (14, 14),
+    *,
+    pictures: Tensor | None = None,
+    samples: int = 5000,
+    batch: int = 50,
+    progress: float | Sequence[float] = 0.0,
+    generator: torch.Generator | None = None,
+    **signals: Tensor,
+) -> Figure:
+    """Draw what a masker hides: some draws, how often each patch is hidden, and how many are.
+
+    >>> figure = plot_masker(md.BlockMasker(0.4))  # doctest: +SKIP
+    >>> figure.savefig("blocks.png")  # doctest: +SKIP
+
+    Without pictures eight draws are shown. With one picture they lie over it, and the picture and
+    the first signal per patch take the places of two. With four, each has one draw below it.
+
+    Args:
+        masker: what to draw from.
+        grid: patch rows and columns.
+        pictures: ``(1, 3, H, W)`` or ``(4, 3, H, W)`` uint8, with sides that the grid divides.
+        samples: draws for the map of how often each patch is hidden, and for the histogram.
+        batch: of them, how many are drawn in one call; it matters to maskers whose images depend on
+            each other, ``shared`` or with a ``Stratified`` ratio.
+        progress: of training, in [0, 1]; or one for each draw that is shown, of which the last
+            holds for the map and the histogram.
+        generator: source of every random number; None is torch's global generator.
+        **signals: what the masker needs, ``(S, ...)`` for S images, those of the pictures first;
+            the samples take turns over them.
+
+    Raises:
+        ValueError: pictures or a progress of another number or shape.
+    """
+    count = 0 if pictures is None else len(pictures)
+    if count not in (0, 1, 4):
+        raise ValueError(f"pictures must be 1 or 4 images, or None; got {count}.")
+    per_patch = next((name for name, s in signals.items() if s.ndim == 2), None)
+    before = {0: 0, 1: 1 if per_patch is None else 2, 4: 4}[count]
+    moments = [progress] * (8 - before) if isinstance(progress, (int, float)) else list(progress)
+    if len(moments) != 8 - before:
+        raise ValueError(f"progress must be one number or {8 - before}; got {progress!r}.")
+
+    def draw(start: int, rows: int, moment: float) -> Tensor:
+        turn = torch.arange(start, start + rows)
+        those: dict[str, Any] = {name: s[turn % len(s)] for name, s in signals.items()}
+        return masker(rows, grid, generator=generator, progress=moment, **those).cpu()
+
+    drawn = [draw(start, batch, moments[-1]) for start in range(0, samples, batch)]
+    hidden = torch.cat(drawn)[:samples].float()
+    # In one call where they share their progress: rows that depend on each other are to show it.
+    same = len(set(moments)) == 1
+    masks = (
+        draw(0, len(moments), moments[0])
+        if same
+        else torch.cat([draw(i, 1, moment) for i, moment in enumerate(moments)])
+    )
+
+    sheet = _Sheet(grid)
+    for place in range(count):
+        sheet.panel(place, _patched(pictures[place], grid), "image")  # type: ignore[index]
+    if count == 1 and per_patch is not None:
+        sheet.heat(1, signals[per_patch][0].cpu().float(), per_patch)
+    for index, (mask, moment) in enumerate(zip(masks, moments, strict=True)):
+        picture = None if pictures is None else pictures[index % count]
+        title = f"{float(mask.float().mean()):.0%} hidden" if same else f"progress {moment:.1f}"
+        sheet.panel(before + index, _hide(mask, picture, grid), title)
+    sheet.chance(hidden.mean(dim=0))
+    sheet.histogram(hidden.mean(dim=1))
+    return sheet.figure
+
+
+class _Sheet:
+    """The page of ``plot_masker``, laid out in whole pixels so that patches are equally large."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        self.grid = grid
+        self.gap, self.head, self.margin = 16, 34, 12
+        patch = max(196 // max(grid), 1)
+        self.cell = (patch * grid[0], patch * grid[1])
+        patch = max(308 // max(grid), 1)
+        self.map = (patch * grid[0], patch * grid[1])
+        self.width = 2 * self.margin + max(4 * self.cell[1] + 3 * self.gap, 560)
+        self.below = self.margin + 2 * (self.cell[0] + self.head) + self.gap + self.head
+        self.height = self.below + max(self.map[0], 240) + self.margin
+        self.figure = _figure(self.width / 200, self.height / 200)
+        self.figure.set_layout_engine("none")
+
+    def _axis(self, left: int, top: int, width: int, height: int) -> Any:
+        """Return an axis at a place in pixels from the upper left corner."""
+        bottom = self.height - top - height
+        return self.figure.add_axes(
+            (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        )
+
+    def _cell(self, place: int, title: str) -> Any:
+        (height, width), (row, column) = self.cell, divmod(place, 4)
+        left = self.margin + column * (width + self.gap)
+        top = self.margin + self.head + row * (height + self.head)
+        axis = _bare(self._axis(left, top, width, height))
+        axis.set_title(title, fontsize=8, pad=3)
+        return axis
+
+    def panel(self, place: int, pixels: Any, title: str) -> None:
+        """Draw pixels in one of the eight places."""
+        self._cell(place, title).imshow(pixels, interpolation="nearest", aspect="auto")
+
+    def heat(self, place: int, signal: Tensor, title: str) -> None:
+        """Draw a signal per patch in one of the eight places, from its least to its greatest."""
+        values = rearrange(signal, "(h w) -> h w", h=self.grid[0]).numpy()
+        self._cell(place, title).imshow(
+            values, cmap="inferno", interpolation="nearest", aspect="auto"
+        )
+
+    def chance(self, chance: Tensor) -> None:
+        """Draw how often each patch is hidden, with its colour bar."""
+        height, width = self.map
+        axis = _bare(self._axis(self.margin, self.below, width, height))
+        axis.set_title("P(hidden) of each patch", fontsize=9, pad=4)
+        values = rearrange(chance, "(h w) -> h w", h=self.grid[0]).numpy()
+        drawn = axis.imshow(
+            values, cmap="viridis", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
+        )
+        bar = self._axis(self.margin + width + self.gap, self.below, 24, height)
+        self.figure.colorbar(drawn, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1])
+        bar.tick_params(labelsize=8, length=2, pad=2)
+        bar.set_yticklabels(["0", ".25", ".5", ".75", "1"])
+
+    def histogram(self, share: Tensor) -> None:
+        """Draw how much of an image is hidden, over all samples."""
+        left = self.margin + self.map[1] + self.gap + 24 + 96
+        axis = self._axis(
+            left, self.below, self.width - left - self.margin - 14, max(self.map[0], 240) - 112
+        )
+        counts, edges = np.histogram(share.numpy(), bins=50, range=(0, 1))
+        axis.bar(edges[:-1], counts / len(share), width=0.02, align="edge", color=_BLUE)
+        axis.set_title(f"share hidden, {len(share):,} draws", fontsize=9, pad=4)
+        axis.set_xlim(0, 1)
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+        axis.set_yticks([])
+        axis.tick_params(labelsize=8, length=2, pad=2)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        low, mean, high = (float(x) for x in (share.min(), share.mean(), share.max()))
+        spread = f"mean {mean:.1%}\nleast {low:.1%}, most {high:.1%}"
+        axis.set_xlabel(f"always {mean:.1%}" if low == high else spread, fontsize=9)
 
 
 def plot_attention(
@@ -182,6 +333,25 @@ def _masked(image: Tensor, mask: Tensor | None, patch_size: int) -> Any:
     hidden = rearrange(mask[0], "(h w) -> h w", h=image.shape[1] // patch_size)
     hidden = hidden.repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1)
     return np.where(hidden.cpu().numpy()[..., None], _HIDDEN, pixels)
+
+
+def _patched(image: Tensor, grid: tuple[int, int]) -> Any:
+    """Return an image's pixels, if the grid divides them."""
+    if image.ndim != 3 or image.shape[1] % grid[0] or image.shape[2] % grid[1]:
+        raise ValueError(
+            f"image must be (3, H, W) with sides that the grid {grid[0]}x{grid[1]} divides; "
+            f"got {tuple(image.shape)}."
+        )
+    return _pixels(image)
+
+
+def _hide(mask: Tensor, image: Tensor | None, grid: tuple[int, int]) -> Any:
+    """Return the pixels of a mask, over an image if there is one."""
+    hidden = rearrange(mask, "(h w) -> h w", h=grid[0]).numpy()[..., None]
+    if image is None:
+        return np.where(hidden, _HIDDEN, _VISIBLE)
+    size = (image.shape[1] // grid[0], image.shape[2] // grid[1])
+    return np.where(np.kron(hidden[..., 0], np.ones(size))[..., None] > 0, _HIDDEN, _pixels(image))
 
 
 def _view_name(view: int, global_crops: int) -> str:

@@ -67,6 +67,39 @@ def folder_of_images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+def test_a_preset_says_policy_masker_and_application(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert run("--scenes", "40", "--preset", "msn", "--out", str(out), "--epochs", "1") == 0
+    said = capsys.readouterr().out
+    assert "MSN has another objective" in said
+    assert "masks by drop" in said
+    summary = read(out / "summary.json")
+    assert (summary["preset"], summary["apply"]) == ("msn", "drop")
+    assert summary["masker"] == "RandomMasker(0.15).shared()"
+    assert example("--resume", "--out", str(out), "--device", "cpu") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ibott"], "Did you mean ibot?"),
+        (["adios"], "needs a network"),
+        (["ibot", "--masker", "NoMasker()"], "leave out --masker"),
+        (["msn", "--apply", "pixel"], "leave out --apply"),
+        (["mae"], "has 2 global crops; the policy is for 1"),
+        (["hpm"], "loss"),
+    ],
+)
+def test_a_preset_that_cannot_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert run("--scenes", "40", "--out", str(tmp_path / "run"), "--preset", *arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_on_the_built_in_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert run("--scenes", "40", "--out", str(out)) == 0

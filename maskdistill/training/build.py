@@ -83,7 +83,8 @@ def _check_policy(policy: ViewPolicy, config: TrainingConfig, vit: MaskedViT) ->
         )
     if policy.global_crops != 2:
         raise ValueError(
-            f"DINO's multi-crop has 2 global crops; the policy says {policy.global_crops}."
+            f"DINO's multi-crop has 2 global crops; the policy is for {policy.global_crops}. Its "
+            "masker serves in a policy of your own: ViewPolicy(student_global=...)."
         )
     if "attention" in policy.needs:
         vit.attention(_empty_image(vit, config.image_size))  # refuses a model that has none
