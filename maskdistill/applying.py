@@ -75,10 +75,20 @@ def mask_pixels(
             [0., 0., 1., 1.],
             [1., 1., 1., 1.],
             [1., 1., 1., 1.]])
+    >>> soft = torch.tensor([[0.5, 0.0, 0.0, 1.0]])
+    >>> mask_pixels(images, soft, patch_size=2)[0, 0]
+    tensor([[0.5000, 0.5000, 1.0000, 1.0000],
+            [0.5000, 0.5000, 1.0000, 1.0000],
+            [1.0000, 1.0000, 0.0000, 0.0000],
+            [1.0000, 1.0000, 0.0000, 0.0000]])
+
+    A soft mask m gives images * (1 - m) + filling * m, and passes gradients on to the network that
+    made it (ADIOS: Shi et al., 2022, with ``"zero"``).
 
     Args:
         images: ``(B, C, H, W)`` floats.
-        mask: ``(B, N)`` bool, True = hidden, row-major over the patch grid.
+        mask: ``(B, N)`` bool, True = hidden, row-major over the patch grid; or a soft one, floats
+            in [0, 1] with 1 = hidden: ``(B, N)``, or ``(B, 1, H, W)`` with a value per pixel.
         patch_size: pixels per patch, one int or (height, width).
         fill: ``"zero"`` writes 0, which after the usual normalisation is the mean colour of the
             data set, not black; ``"mean"`` each image's mean colour; ``"noise"`` normal noise with
@@ -87,21 +97,51 @@ def mask_pixels(
         generator: source of the noise; None is torch's global generator.
 
     Returns:
-        ``(B, C, H, W)``; visible patches are untouched.
+        ``(B, C, H, W)`` of the images' dtype; visible patches are untouched.
 
     Raises:
-        ValueError: misshapen images or mask, patches that do not divide the image, unknown fill.
+        ValueError: misshapen images or mask, patches that do not divide the image, unknown fill, or
+            a soft mask outside [0, 1], which is checked on the CPU only: to look at an accelerator
+            would make the host wait.
     """
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
             f"images must be (B, C, H, W) floats; got {tuple(images.shape)} {images.dtype}."
         )
     grid = patch_grid((images.shape[2], images.shape[3]), patch_size)
-    check_mask(mask, images.shape[0], grid)
-    hidden = rearrange(mask, "b (h w) -> b 1 h w", h=grid[0])
+    soft = isinstance(mask, Tensor) and mask.is_floating_point()
+    if soft:
+        _check_soft_mask(mask, images, grid)
+    else:
+        check_mask(mask, images.shape[0], grid)
     size = (images.shape[2] // grid[0], images.shape[3] // grid[1])
-    hidden = hidden.repeat_interleave(size[0], dim=2).repeat_interleave(size[1], dim=3)
-    return torch.where(hidden, _filling(images, size, fill, generator), images)
+    hidden = mask
+    if mask.ndim == 2:
+        hidden = rearrange(mask, "b (h w) -> b 1 h w", h=grid[0])
+        hidden = hidden.repeat_interleave(size[0], dim=2).repeat_interleave(size[1], dim=3)
+    filling = _filling(images, size, fill, generator)
+    if not soft:
+        return torch.where(hidden, filling, images)
+    hidden = hidden.to(images.dtype)
+    return images * (1 - hidden) + filling * hidden
+
+
+def _check_soft_mask(mask: Tensor, images: Tensor, grid: tuple[int, int]) -> None:
+    batch, _, height, width = images.shape
+    patches = grid[0] * grid[1]
+    if tuple(mask.shape) not in ((batch, patches), (batch, 1, height, width)):
+        raise ValueError(
+            f"a soft mask must be (B, N) = ({batch}, {patches}) or (B, 1, H, W) = "
+            f"({batch}, 1, {height}, {width}); got {tuple(mask.shape)}."
+        )
+    if mask.device.type != "cpu" or torch.compiler.is_compiling() or not mask.numel():
+        return
+    low, high = (float(value) for value in mask.detach().aminmax())
+    if not -0.01 <= low <= high <= 1.01:  # forgives rounding, also of bfloat16; refuses NaN
+        raise ValueError(
+            f"a soft mask must lie in [0, 1], 1 where all is hidden; got values from {low:g} to "
+            f"{high:g}. Put logits through sigmoid or softmax first."
+        )
 
 
 def _filling(
