@@ -31,8 +31,8 @@ WITH_CODE = {
     "index.md", "learned.md", "quickstart.md", "trainer.md",
 }  # fmt: skip
 WITH_CODE |= {f"methods/{name}.md" for name in presets.NAMES}
-# One is made from the docstrings, which are tested where they stand; the other holds pictures.
-WITHOUT_CODE = {"api.md", "gallery.md"}
+# Made from the docstrings, which are tested where they stand; pictures; and measurements.
+WITHOUT_CODE = {"api.md", "gallery.md", "speed.md"}
 
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<kind>[\w-]+)[^\n]*\n(?P<body>.*?)^(?P=indent)```[ ]*$\n?",

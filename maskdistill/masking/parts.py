@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from maskdistill.masking.algebra import complete
@@ -58,8 +57,8 @@ class PartMasker(ExactMasker):
 
     def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
         part = self._part(context)
-        belongs = F.one_hot(part, self.parts).float()
-        size = belongs.sum(dim=1)
+        ones = torch.ones(part.shape, device=context.device)
+        size = ones.new_zeros(context.batch, self.parts).scatter_add_(1, part, ones)
         wanted = torch.zeros(context.batch, 1, device=context.device)
         wanted = wanted + (count[:, None] if isinstance(count, Tensor) else count)
         within = wanted / context.patches * size

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from maskdistill.masking._engine import top_k
@@ -91,11 +90,14 @@ class ClusterMasker(Masker):
     def _likeness(self, context: MaskContext) -> Tensor:
         """Return each patch's greatest cosine with an anchor: ``(B, N)`` in [-1, 1]."""
         values = context.vectors(self.signal)
-        values = F.normalize(values - values.mean(dim=2, keepdim=True), dim=2)
+        values = values - values.mean(dim=2, keepdim=True)
+        length = values.norm(dim=2).clamp_min(1e-12)
         number = max(context.patches - int(context.patches * (1 - self.anchors)), 1)
         chosen = context.rand(context.batch, context.patches).topk(number, dim=1).indices
         anchors = values.gather(1, chosen[:, :, None].expand(-1, -1, values.shape[2]))
-        likeness = (values @ anchors.transpose(1, 2)).amax(dim=2)
+        # Dividing the products, not the values, saves a copy of all pixels.
+        cosine = values @ anchors.transpose(1, 2) / length.gather(1, chosen)[:, None, :]
+        likeness = cosine.amax(dim=2) / length
         # An anchor is like itself, even if it has no contrast whose cosine could say so.
         return likeness.clamp(-1, 1).scatter(1, chosen, 2.0)
 
