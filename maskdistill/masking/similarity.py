@@ -97,7 +97,7 @@ class ClusterMasker(Masker):
         anchors = values.gather(1, chosen[:, :, None].expand(-1, -1, values.shape[2]))
         # Dividing the products, not the values, saves a copy of all pixels.
         cosine = values @ anchors.transpose(1, 2) / length.gather(1, chosen)[:, None, :]
-        likeness = cosine.amax(dim=2) / length
+        likeness: Tensor = cosine.amax(dim=2) / length
         # An anchor is like itself, even if it has no contrast whose cosine could say so.
         return likeness.clamp(-1, 1).scatter(1, chosen, 2.0)
 
