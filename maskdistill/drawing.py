@@ -20,6 +20,14 @@ def one_per_view(
     name: str, signal: Tensor | Sequence[Tensor], sizes: list[int]
 ) -> Sequence[Tensor]:
     """Return a signal as one tensor per global view."""
+    if name in OF_EVERY_VIEW:
+        raise ValueError(f"{name} are the crops themselves; do not pass them again.")
+    listed = isinstance(signal, (list, tuple)) and all(isinstance(s, Tensor) for s in signal)
+    if not isinstance(signal, Tensor) and not listed:
+        raise ValueError(
+            f"{name}={signal!r} is no argument of a policy and no signal, for a signal is a tensor "
+            "or a list of tensors, one per global crop."
+        )
     if isinstance(signal, Tensor):
         if len(signal) == sum(sizes):
             parts: Sequence[Tensor] = signal.split(sizes)
@@ -51,7 +59,8 @@ def places_of(
             f"got {tuple(boxes.shape)} and {tuple(flipped.shape)}."
         )
     device = crops[0].device
-    return boxes.to(device, non_blocking=True), flipped.to(device, non_blocking=True)
+    later = device.type != "cpu"  # from an accelerator to the CPU one has to wait
+    return boxes.to(device, non_blocking=later), flipped.to(device, non_blocking=later)
 
 
 def known_of(
@@ -105,7 +114,14 @@ def draw(
     masks: list[Tensor | None] = [None] * len(views)
     if masker is None:
         return masks, [0] * len(views)
-    signals = {name: known[name] for name in masker.needs if name in known}
+    missing = sorted(masker.needs - known.keys())
+    if missing:
+        came = sorted(known.keys() - {"images"})
+        raise ValueError(
+            f"{masker!r} needs the signal(s) {missing}, but {f'only {came}' if came else 'none'} "
+            f"came. Pass {missing[0]}=... to the policy."
+        )
+    signals = {name: known[name] for name in masker.needs}
     for grid in dict.fromkeys(grids):
         group = [i for i, other in enumerate(grids) if other == grid]
         sizes = [views[i].shape[0] for i in group]

@@ -63,7 +63,8 @@ class JobConfig(TrainingConfig):
     masker: str = "RandomMasker(0.3)"
     """What is hidden, as in Python, for example "BlockMasker(0.4).sometimes(0.5)"."""
     preset: str | None = None
-    """A published recipe by name, such as ibot; it says policy, masker and apply."""
+    """A published recipe with two global views by name, such as ibot, attmask_high or msn; it says
+    policy, masker and apply, whatever --apply says."""
     resume: bool = False
     """Go on from the checkpoint in the output folder."""
     evaluations: int = 5
@@ -273,7 +274,7 @@ def _output_folder(config: JobConfig) -> Path:
     if config.out is None:
         if config.resume:
             raise ValueError("--resume needs --out: the folder of the run to go on with.")
-        name = f"dino-{config.policy}-seed{config.seed}"
+        name = f"dino-{config.preset or config.policy}-seed{config.seed}"
         folder, number = Path("runs") / name, 2
         while folder.exists():
             folder, number = Path("runs") / f"{name}-{number}", number + 1

@@ -234,6 +234,11 @@ class ViewPolicy:
         for crop in crops:
             if crop.ndim != 4:
                 raise ValueError(f"each crop must be (B, C, H, W); got {tuple(crop.shape)}.")
+        if len({len(crop) for crop in crops}) > 1:
+            raise ValueError(
+                "all crops must be of the same images, in the same order; got batches of "
+                f"{[len(crop) for crop in crops]}."
+            )
         return crops[: self.global_crops], crops[self.global_crops :]
 
     # --- Printing and comparing

@@ -132,3 +132,27 @@ def test_the_table_says_who_sees_what() -> None:
     student, teacher = text.splitlines()[1:]
     assert student.split() == ["student", "clean", "RandomMasker(0.3)"]
     assert teacher.split() == ["teacher", "NoMasker()", "not", "seen"]
+
+
+def test_what_is_no_signal_is_refused() -> None:
+    policy = md.AsymmetricMaskPolicy(md.AttentionGuidedMasker(0.5))
+    attention = torch.rand(8, 64)
+    with pytest.raises(ValueError, match=r"only \['atention'\] came"):
+        policy(CROPS, 8, atention=attention)
+    with pytest.raises(ValueError, match="no argument of a policy"):
+        policy(CROPS, 8, seed=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="are the crops themselves"):
+        policy(CROPS, 8, attention=attention, images=CROPS)
+    with pytest.raises(ValueError, match=r"batches of \[4, 3\]"):
+        policy([CROPS[0], CROPS[1][:3]], 8, attention=attention)
+
+
+def test_bool_signals_are_carried_as_well() -> None:
+    boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(4, 5, 1)
+    flipped = torch.zeros(4, 5, dtype=torch.bool)
+    policy = md.ViewPolicy.student_all_views(md.SignalMasker(0.5, "saliency"))
+    saliency = torch.zeros(8, 64, dtype=torch.bool)
+    saliency[:, :32] = True
+    masks = policy(CROPS, 8, saliency=saliency, boxes=boxes, flipped=flipped)
+    assert masks.student[2] is not None
+    assert masks.student[2][:, :8].all()

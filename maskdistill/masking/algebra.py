@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from maskdistill.masking._engine import top_k
 from maskdistill.masking.base import Masker, hidden_if_fixed
 from maskdistill.masking.context import MaskContext
 from maskdistill.masking.ratios import Ratio, check_ratio
-from maskdistill.masking.schedules import Scalar, Schedule, scalar_at
+from maskdistill.masking.schedules import Scalar, moments, scalar_at
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,6 +130,8 @@ class Exactly(_Wrapped):
 class Sometimes(_Wrapped):
     """Masks each image with probability ``p`` and leaves it whole otherwise: ``a.sometimes(p)``.
 
+    Each view of an image tosses its own coin; around it, ``.same_in_views()`` makes them agree.
+
     iBOT and AttMask mask half of the images (Zhou et al., 2022; Kakogeorgiou et al., 2022).
     """
 
@@ -238,6 +239,8 @@ class InUnits(_Wrapped):
 class Mixture(Masker):
     """Masks each image with one of several maskers, chosen by weight.
 
+    Each view of an image chooses anew; around it, ``.same_in_views()`` makes them agree.
+
     >>> Mixture({RandomMasker(0.3): 0.5, NoMasker(): 0.5})  # doctest: +SKIP
     Mixture({RandomMasker(0.3): 0.5, NoMasker(): 0.5})
 
@@ -260,17 +263,14 @@ class Mixture(Masker):
             if not isinstance(masker, Masker):
                 raise ValueError(f"Mixture: every key must be a masker; got {masker!r}.")
             check_ratio("Mixture", f"the weight of {masker!r}", weight, per_image=False)
-        knots = {k for w in self.weights.values() if isinstance(w, Schedule) for k in w.knots()}
-        ends = sorted({0.0, 1.0} | knots)
-        middles = [(a + b) / 2 for a, b in itertools.pairwise(ends)]
-        for progress in sorted(ends + middles):
+        for progress in moments(*self.weights.values()):
             total = sum(scalar_at(w, progress) for w in self.weights.values())
             if abs(total - 1.0) > 1e-6:
                 raise ValueError(
                     f"Mixture: weights must sum to 1; at progress {progress:g} they sum to "
                     f"{total:g}. Equal maskers count once: a dict keeps the last of equal keys."
                 )
-        object.__setattr__(self, "weights", dict(self.weights))  # nobody else can change it
+        object.__setattr__(self, "weights", dict(self.weights))  # the caller may change his
 
     @property
     def needs(self) -> frozenset[str]:

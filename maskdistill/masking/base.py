@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from maskdistill.masking.context import MaskContext
+from maskdistill.masking.context import MaskContext, full_precision
 from maskdistill.masking.ratios import PerImage, Ratio, hidden_count
 from maskdistill.masking.schedules import Scalar, constructor_repr, scalar_at
 
@@ -73,6 +73,12 @@ class Masker(ABC):
                 f"{self!r}: generator must be a torch.Generator or None; got {_brief(generator)}. "
                 "Make one with torch.Generator().manual_seed(seed)."
             )
+        for name, signal in signals.items():
+            if not isinstance(signal, Tensor):
+                raise ValueError(
+                    f"{self!r}: {name}={_brief(signal)} is no argument of a masker and no signal, "
+                    "for a signal is a tensor with one row per row of the mask."
+                )
         missing = [name for name in self.needs if name not in signals]
         if missing:
             given = f"only {sorted(signals)}" if signals else "none"
@@ -83,9 +89,11 @@ class Masker(ABC):
         if device is None:
             device = _device_of(signals, generator)
         where = torch.device(device)
-        mask = self._draw(
-            MaskContext(batch, (rows, columns), where, generator, progress, signals, views, memory)
+        context = MaskContext(
+            batch, (rows, columns), where, generator, progress, signals, views, memory
         )
+        with full_precision(where):
+            mask = self._draw(context)
         assert mask.shape == (batch, rows * columns), f"{self!r} drew {tuple(mask.shape)}"
         assert mask.dtype == torch.bool, f"{self!r} drew {mask.dtype}"
         return mask

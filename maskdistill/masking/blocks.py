@@ -12,7 +12,7 @@ from torch import Tensor
 from maskdistill.masking.algebra import complete
 from maskdistill.masking.base import Masker, hidden_if_fixed
 from maskdistill.masking.context import MaskContext
-from maskdistill.masking.ratios import Ratio, check_ratio
+from maskdistill.masking.ratios import Ratio, check_pair, check_ratio
 
 # One round places at most one rectangle in every image; BEiT gives each rectangle ten tries. What
 # is left to hide shrinks geometrically, so a fixed number of rounds serves any grid without asking
@@ -38,7 +38,8 @@ class BlockMasker(Masker):
         ratio: share of patches to hide, in [0, 1]; a number, a schedule, or one per image.
         min_patches: least area drawn for a rectangle, in patches; None is iBOT's, the square of a
             third of the grid's shorter side, rounded down.
-        max_patches: greatest area of a rectangle, in patches; None is no limit but the ratio.
+        max_patches: greatest area drawn for a rectangle, and most patches that it may add; None is
+            no limit but the ratio.
         aspect: least and greatest ratio of height to width.
         exact: complete each row at random to exactly round(ratio * N), as DINOv3 does. With
             ``False`` rows stop short where no further rectangle fits, as in BEiT, and never exceed
@@ -72,7 +73,8 @@ class BlockMasker(Masker):
                 f"BlockMasker: max_patches must be None or an int >= min_patches ({least}); "
                 f"got {most!r}."
             )
-        if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
+        object.__setattr__(self, "aspect", check_pair("BlockMasker", "aspect", self.aspect))
+        if not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
             raise ValueError(
                 "BlockMasker: aspect must be (low, high) with 0 < low <= high; "
                 f"got {self.aspect!r}."
@@ -90,9 +92,18 @@ class BlockMasker(Masker):
         mask = self._place(context, target.float()).flatten(1)
         return complete(mask, count, context) if self.exact else mask
 
+    def _least(self, grid: tuple[int, int]) -> int:
+        least = (min(grid) // 3) ** 2 if self.min_patches is None else self.min_patches
+        if self.max_patches is not None and self.max_patches < least:
+            raise ValueError(
+                f"{self!r}: on a grid of {grid[0]}x{grid[1]} the least area is {least} patches, "
+                "more than max_patches; choose a greater one, or min_patches yourself."
+            )
+        return least
+
     def _place(self, context: MaskContext, left: Tensor) -> Tensor:
         """Place rectangles in all images at once: ``(B,)`` patches to hide, ``(B, H, W)`` masks."""
-        mask = torch.zeros(context.batch, *context.grid, device=context.device)
+        mask = torch.zeros(context.batch, *context.grid, dtype=torch.float32, device=context.device)
         # All numbers are drawn beforehand, so that what is drawn never depends on what was placed.
         for shape, place in context.rand(_ROUNDS, 2, context.batch, _TRIES):
             going: slice | Tensor = slice(None)
@@ -144,7 +155,7 @@ class BlockMasker(Masker):
 
     def _sizes(self, shape: Tensor, limit: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Turn uniform numbers ``(B, tries)`` into heights and widths, whole but float."""
-        least = (min(grid) // 3) ** 2 if self.min_patches is None else self.min_patches
+        least = self._least(grid)
         low, high = (math.log(end) for end in self.aspect)
         digits = shape * _HALF
         area = digits.floor()

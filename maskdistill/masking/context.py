@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from maskdistill.masking._engine import top_k
 from maskdistill.masking.ratios import PerImage, Ratio, hidden_count, hidden_counts
 from maskdistill.masking.schedules import scalar_at
 
@@ -93,9 +97,34 @@ class MaskContext:
         generator gives the same masks on a GPU.
         """
         if self.generator is None:
-            return torch.rand(shape, device=self.device)
-        drawn = torch.rand(shape, generator=self.generator, device=self.generator.device)
-        return drawn.to(self.device, non_blocking=True)
+            return torch.rand(shape, device=self.device, dtype=torch.float32)
+        drawn = torch.rand(
+            shape, generator=self.generator, device=self.generator.device, dtype=torch.float32
+        )
+        # From an accelerator to the CPU one has to wait, or would read what is not there yet.
+        return drawn.to(self.device, non_blocking=self.device.type != "cpu")
+
+    def highest(self, scores: Tensor, k: int | Tensor) -> Tensor:
+        """Mark the ``k`` highest scores of each row, ties at random: ``(B, N)`` bools.
+
+        Scores that follow a signal have ties: attention that is still uniform, flat ground, binary
+        maps. Without this the order of the patches would decide, the same way each time. One
+        random order per call serves all rows.
+        """
+        order = self.rand(scores.shape[1]).argsort()
+        if isinstance(k, Tensor) or not k or not self.may_ask:
+            if self.may_ask:
+                _refuse_nan(scores)
+            return top_k(scores[:, order], k)[:, order.argsort()]
+        # The same, but only those rows are put into that order that have to choose between equals.
+        value, index = scores.topk(k, dim=1, sorted=False)
+        mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, index, True)
+        lowest = value.amin(dim=1, keepdim=True)
+        _refuse_nan(lowest)  # NaN counts as highest, so it is here if it is anywhere
+        rows = ((scores >= lowest).sum(dim=1) > k).nonzero().squeeze(1)
+        if len(rows):
+            mask[rows] = top_k(scores[rows][:, order], k)[:, order.argsort()]
+        return mask
 
     def count(self, ratio: Ratio) -> int | Tensor:
         """Turn a ratio into hidden patches: one int for all rows, or ``(B,)`` int64."""
@@ -138,3 +167,35 @@ class MaskContext:
                 f"got {shape}."
             )
         return signal.to(self.device, torch.float32)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Suspend autocast: what is hidden must not depend on the precision of a network."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def _refuse_nan(scores: Tensor) -> None:
+    if scores.isnan().any():
+        raise ValueError(
+            "the signal has values that are no numbers (NaN), so it cannot say which patches to "
+            "hide. Has the network that gave it diverged?"
+        )
+
+
+_TAKEN = {
+    "self", "batch", "grid", "generator", "device", "progress", "views", "memory", "masks", "crops",
+    "patch_size", "boxes", "flipped",
+}  # fmt: skip
+
+
+def check_signal(owner: str, name: object) -> None:
+    """Refuse a name under which no call could get a signal."""
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"{owner}: signal must be the name of a keyword; got {name!r}.")
+    if name in _TAKEN:
+        raise ValueError(
+            f"{owner}: signal cannot be called {name!r}, for that is an argument of maskers or "
+            "policies already; choose another name."
+        )

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from maskdistill.masking.base import Masker
-from maskdistill.masking.context import MaskContext
+from maskdistill.masking.context import MaskContext, full_precision
+from maskdistill.masking.ratios import check_pair, check_ratio
 
 # Shares of a patch below this are rounding errors of float32, not area.
 _DUST = 1e-4
@@ -63,10 +64,10 @@ class SceneMasker(Masker):
                 "SceneMasker: masker must be a masker that needs no signal, for it draws on the "
                 f"whole image; got {self.masker!r}."
             )
-        if len(self.grid) != 2 or not all(isinstance(n, int) and n >= 1 for n in self.grid):
+        object.__setattr__(self, "grid", check_pair("SceneMasker", "grid", self.grid, int))
+        if min(self.grid) < 1:
             raise ValueError(f"SceneMasker: grid must be two ints >= 1; got {self.grid!r}.")
-        if isinstance(self.cover, bool) or not 0 <= self.cover <= 1:
-            raise ValueError(f"SceneMasker: cover must lie in [0, 1]; got {self.cover!r}.")
+        check_ratio("SceneMasker", "cover", self.cover, per_image=False, schedules=False)
         if self.views not in ("same", "complementary"):
             raise ValueError(
                 f"SceneMasker: views must be 'same' or 'complementary'; got {self.views!r}."
@@ -90,10 +91,14 @@ class SceneMasker(Masker):
             rows = torch.cat([~scene if v % 2 else scene for v in range(context.views)])
         region = rows.unflatten(1, self.grid).float()
         down, across = _overlaps(boxes, context.grid, self.grid)
-        inside = down @ region @ across.transpose(1, 2)
         area = down.sum(dim=2)[:, :, None] * across.sum(dim=2)[:, None, :]
-        share = inside / area.clamp_min(torch.finfo(area.dtype).tiny)
-        hidden = share >= min(max(self.cover, _DUST), 1 - _DUST)
+        # Nothing outside, or nothing inside, stays an exact zero in products of any precision.
+        if self.cover > 0.5:
+            outside = down @ (1 - region) @ across.transpose(1, 2)
+            hidden = outside <= max(1 - self.cover, _DUST) * area
+        else:
+            inside = down @ region @ across.transpose(1, 2)
+            hidden = inside >= max(self.cover, _DUST) * area
         return _unflip(hidden, flipped).flatten(1)
 
 
@@ -135,14 +140,30 @@ def carry_signal(
     Raises:
         ValueError: a signal that is not of floats, or does not fit its grid.
     """
-    total = torch.zeros(len(box), *grid, device=box.device)
+    with full_precision(box.device):
+        return _carry(signals, grids, boxes, flipped, box, flip, grid)
+
+
+def _carry(
+    signals: Sequence[Tensor],
+    grids: Sequence[tuple[int, int]],
+    boxes: Tensor,
+    flipped: Tensor,
+    box: Tensor,
+    flip: Tensor,
+    grid: tuple[int, int],
+) -> Tensor:
+    total = torch.zeros(len(box), *grid, dtype=torch.float32, device=box.device)
     shown = torch.zeros_like(total)
     for view, (signal, source) in enumerate(zip(signals, grids, strict=True)):
-        if not signal.is_floating_point() or signal.shape[-1] != source[0] * source[1]:
+        number = signal.is_floating_point() or signal.dtype == torch.bool
+        if not number or signal.ndim not in (2, 3) or signal.shape[-1] != source[0] * source[1]:
             raise ValueError(
-                "only floats per patch can be carried to another view, (B, N) or (B, heads, N) "
-                f"with N={source[0] * source[1]}; got {tuple(signal.shape)} {signal.dtype}."
+                "only one float per patch can be carried to another view, (B, N) or (B, heads, N) "
+                f"with N={source[0] * source[1]}, and no labels or vectors; got "
+                f"{tuple(signal.shape)} {signal.dtype}."
             )
+        signal = signal.to(box.device)
         value = signal.float().mean(dim=1) if signal.ndim == 3 else signal.float()
         value = _unflip(value.unflatten(1, source), flipped[:, view])
         down, across = _overlaps(box, grid, source, boxes[:, view])
@@ -170,7 +191,7 @@ def _overlaps(
     matrices = []
     for side in (1, 0):  # rows lie along y, which is the box's second coordinate
         patches, count = grid[1 - side], cells[1 - side]
-        ends = torch.linspace(0, 1, patches + 1, device=box.device)
+        ends = torch.linspace(0, 1, patches + 1, dtype=torch.float32, device=box.device)
         low, high = box[:, side, None], box[:, side + 2, None]
         edges = low + (high - low) * ends
         if inside is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from maskdistill.masking._engine import top_k
 from maskdistill.masking.algebra import complete
 from maskdistill.masking.base import Masker, hidden_if_fixed
-from maskdistill.masking.context import MaskContext
+from maskdistill.masking.context import MaskContext, check_signal
 from maskdistill.masking.ratios import PerImage, Ratio, check_ratio
 from maskdistill.masking.schedules import Scalar, check_scalar, scalar_at
 from maskdistill.masking.scores import ExactMasker
@@ -49,10 +49,12 @@ class _GuidedMasker(ExactMasker):
             score = gumbel if math.isinf(heat) else score + heat * gumbel
         part = scalar_at(self.share, context.progress)
         if part == 1:
-            return top_k(score, count)
-        follow = (part * count).long() if isinstance(count, Tensor) else int(part * count)
+            return context.highest(score, count)
+        follow = (
+            (part * count + 1e-6).long() if isinstance(count, Tensor) else int(part * count + 1e-6)
+        )
         # These come first, the rest of the count is drawn among all others.
-        return complete(top_k(score, follow), count, context)
+        return complete(context.highest(score, follow), count, context)
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,10 +91,7 @@ class SignalMasker(_GuidedMasker):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.signal, str) or not self.signal.isidentifier():
-            raise ValueError(
-                f"SignalMasker: signal must be the name of a keyword; got {self.signal!r}."
-            )
+        check_signal("SignalMasker", self.signal)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -117,7 +116,7 @@ class AttentionGuidedMasker(_GuidedMasker):
         ratio: share of patches to hide, in [0, 1]; a number, a schedule, or one per image.
         hide: ``"most"`` hides the most attended patches (AttMask-High), ``"least"`` the least
             attended (AttMask-Low).
-        temperature: from 0, a hard top-k that is deterministic given the attention, over 1,
+        temperature: from 0, a hard top-k in which chance decides between equals alone, over 1,
             sampling without replacement in proportion to the attention (its inverse for
             ``"least"``), to ``math.inf``, uniform. Gumbel top-k (Kool et al., 2019): patches are
             drawn in proportion to attention ** (1 / temperature). A number or a schedule.
@@ -198,17 +197,17 @@ class AttentionHintMasker(Masker):
     def _draw(self, context: MaskContext) -> Tensor:
         attention = context.per_patch("attention")
         count = context.count(self.ratio)
-        foremost = top_k(attention, int(context.patches * self.pool))
+        foremost = context.highest(attention, int(context.patches * self.pool + 1e-6))
         shown = top_k(foremost + context.rand(*attention.shape), self._hints(context)) & foremost
         if not self.exact:
-            return top_k(attention, count) & ~shown
+            return context.highest(attention, count) & ~shown
         # Below all others, but never so far that a ratio near 1 could not be reached.
-        return top_k(torch.where(shown, -torch.inf, attention), count)
+        return context.highest(torch.where(shown, -torch.inf, attention), count)
 
     def _hints(self, context: MaskContext) -> int | Tensor:
         """Count the hints as the original does: rounded down, of the pool's unrounded size."""
         pool = context.patches * self.pool
         if isinstance(self.hint, PerImage):
             share = self.hint.sample(context.batch, context.rand, context.progress)
-            return (pool * share).long()
-        return int(pool * scalar_at(self.hint, context.progress))
+            return (pool * share + 1e-6).long()
+        return int(pool * scalar_at(self.hint, context.progress) + 1e-6)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskdistill.masking._engine import top_k
 from maskdistill.masking.context import MaskContext
 from maskdistill.masking.schedules import Scalar, check_scalar, scalar_at
 from maskdistill.masking.scores import ExactMasker
@@ -73,4 +72,4 @@ class LearnedMasker(ExactMasker):
         heat = scalar_at(self.temperature, context.progress)
         if heat > 0:
             scores = scores / heat - (-context.rand(*scores.shape).log()).log()
-        return top_k(scores, count)
+        return context.highest(scores, count)

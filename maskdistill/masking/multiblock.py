@@ -11,6 +11,7 @@ from torch import Tensor
 
 from maskdistill.masking.base import Masker
 from maskdistill.masking.context import MaskContext
+from maskdistill.masking.ratios import check_pair
 
 # As in the original, a context that is left with too few patches is drawn again.
 _TRIES = 20
@@ -72,13 +73,11 @@ class MultiBlockMasker(Masker):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f"MultiBlockMasker: {name} must be an int >= 0; got {value!r}.")
-        for name, most in (
-            ("target_scale", 1.0),
-            ("context_scale", 1.0),
-            ("target_aspect", math.inf),
-        ):
-            ends = getattr(self, name)
-            if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= most or math.isinf(ends[1]):
+        for name in ("target_scale", "context_scale", "target_aspect"):
+            ends = check_pair("MultiBlockMasker", name, getattr(self, name))
+            object.__setattr__(self, name, ends)
+            most = 1.0 if name.endswith("scale") else math.inf
+            if not 0 < ends[0] <= ends[1] <= most or math.isinf(ends[1]):
                 raise ValueError(
                     f"MultiBlockMasker: {name} must be (low, high) with 0 < low <= high"
                     f"{' <= 1' if most == 1 else ''}; got {ends!r}."
@@ -95,13 +94,13 @@ class MultiBlockMasker(Masker):
         """Draw the context and each target; arguments as in the call."""
         memory: dict[object, Tensor] = {}
         context = ~self(batch, grid, generator=generator, device=device, memory=memory)
-        return Blocks(context, memory[self, "targets"])
+        return Blocks(context, memory[self, "targets", tuple(grid)])
 
     def _draw(self, context: MaskContext) -> Tensor:
         rows, columns = self._blocks(context, self.targets, self.target_scale, self.target_aspect)
         if context.memory is not None:
             each = rows[..., :, None] * columns[..., None, :]
-            context.memory[self, "targets"] = each.flatten(2) > 0
+            context.memory[self, "targets", context.grid] = each.flatten(2) > 0
         free = (rows.transpose(1, 2) @ columns == 0).float()
         rows, columns = self._blocks(context, _TRIES, self.context_scale, (1.0, 1.0))
         visible = ((rows @ free) * columns).sum(dim=2)

@@ -29,7 +29,9 @@ class ColorNoiseMasker(ScoreMasker):
     - ``"blue"``, high frequencies, W - G_fine * W: patches that keep apart from each other;
     - ``"purple"``, all but the middle, W - G_fine * W + G_coarse * W.
 
-    Every image draws noise of its own, larger than the grid, so no edge is favoured.
+    Every image draws noise of its own, larger than the grid, so that edges are like the middle. But
+    blobs as large as the grid crowd out others within it: red noise at ratio 0.75 hides the centre
+    in 0.77 of the draws and a corner in 0.73.
 
     Args:
         ratio: share of patches to hide, in [0, 1]; a number, a schedule, or one per image.
@@ -89,4 +91,4 @@ def _gaussian(length: int, margin: int, sigma: float, device: torch.device) -> T
     distance = torch.arange(length + 2 * margin, device=device) - inner
     # Cut off at the margin for every row alike, and normalised.
     weight = torch.exp(-0.5 * (distance / sigma) ** 2) * (distance.abs() <= margin)
-    return weight / weight.sum(dim=1, keepdim=True)
+    return (weight / weight.sum(dim=1, keepdim=True)).to(torch.float32)

@@ -56,6 +56,8 @@ def parse_masker(text: str) -> Masker:
     Raises:
         ValueError: the text is no such expression, or a masker refuses its arguments.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"a masker's text must be a string; got {text!r}.")
     if len(text) > _LONGEST:
         raise ValueError(f"a masker's text may have {_LONGEST} characters; got {len(text)}.")
     try:
@@ -78,11 +80,11 @@ def _read(node: ast.expr, text: str) -> Any:
             return value
         case ast.Name(id="inf"):
             return math.inf
-        case ast.Tuple(elts=items):
+        case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_read(item, text) for item in items)
         case ast.Dict(keys=keys, values=values) if None not in keys:
             return {
-                _read(key, text): _read(value, text)
+                _masker(key, text): _read(value, text)
                 for key, value in zip(keys, values, strict=True)
                 if key is not None
             }

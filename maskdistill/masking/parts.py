@@ -57,9 +57,9 @@ class PartMasker(ExactMasker):
 
     def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
         part = self._part(context)
-        ones = torch.ones(part.shape, device=context.device)
+        ones = torch.ones(part.shape, dtype=torch.float32, device=context.device)
         size = ones.new_zeros(context.batch, self.parts).scatter_add_(1, part, ones)
-        wanted = torch.zeros(context.batch, 1, device=context.device)
+        wanted = torch.zeros(context.batch, 1, dtype=torch.float32, device=context.device)
         wanted = wanted + (count[:, None] if isinstance(count, Tensor) else count)
         within = wanted / context.patches * size
         # Whole parts in random order, until what came before leaves nothing to hide.

@@ -6,13 +6,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
-from typing import TypeAlias
+from numbers import Number
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from maskdistill.masking.schedules import Scalar, Schedule, constructor_repr, scalar_at
+from maskdistill.masking.schedules import (
+    Scalar,
+    Schedule,
+    constructor_repr,
+    moments,
+    scalar_at,
+)
+
+# 0.29 * 50 is a little below 14.5 in floating point, but is meant to be 14.5.
+_SLACK = 1e-6
 
 Rand: TypeAlias = Callable[..., Tensor]
 """``rand(*shape)`` draws uniform numbers in [0, 1) from the caller's generator, on its device."""
@@ -66,7 +75,7 @@ class Stratified(PerImage):
         low: least ratio, a number or a schedule.
         high: greatest ratio.
         share: share of the batch that gets a ratio; the strata are as many as these images,
-            rounded down, and the others get 0.
+            rounded down, and the others get 0. So a batch of one image gets none if it is below 1.
         jitter: draw within each stratum; ``False`` takes its upper end.
 
     The batch's mean hardly varies, which is why DINOv2 draws its ratios so, with share=0.5 (Oquab
@@ -85,7 +94,7 @@ class Stratified(PerImage):
     def sample(self, batch: int, rand: Rand, progress: float = 0.0) -> Tensor:
         """Draw one number per image: ``(batch,)`` floats."""
         low, high = scalar_at(self.low, progress), scalar_at(self.high, progress)
-        strata = int(batch * self.share)
+        strata = int(batch * self.share + _SLACK)
         stratum = rand(batch).argsort()
         place = rand(batch) if self.jitter else 1
         ratio = low + (high - low) * ((stratum + place) / max(strata, 1))
@@ -113,14 +122,16 @@ def check_ratio(
     owner: str, name: str, value: object, *, per_image: bool = True, schedules: bool = True
 ) -> None:
     """Refuse anything but a number in [0, 1] or what yields such numbers."""
-    kinds: tuple[type, ...] = (Real,)
+    kinds: tuple[type, ...] = (int, float)
     forms = "a number in [0, 1]"
     if schedules:
         kinds, forms = (*kinds, Schedule), forms + ", a schedule such as Linear"
     if per_image:
         kinds, forms = (*kinds, PerImage), forms + ", Uniform or Stratified"
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise ValueError(f"{owner}: {name} must be {forms}; got {value!r}.")
+        number = isinstance(value, Number) and not isinstance(value, bool)
+        fix = f" Write float({value!r})." if number else ""
+        raise ValueError(f"{owner}: {name} must be {forms}; got {value!r}.{fix}")
     low, high = bounds(value)  # type: ignore[arg-type]
     if not (low >= 0.0 and high <= 1.0):
         hint = (
@@ -137,7 +148,7 @@ def hidden_count(ratio: float, patches: int) -> int:
     >>> hidden_count(0.3, 196), hidden_count(0.5, 49)
     (59, 25)
     """
-    return math.floor(ratio * patches + 0.5)
+    return math.floor(ratio * patches + 0.5 + _SLACK)
 
 
 def hidden_counts(ratios: Tensor, patches: int) -> Tensor:
@@ -148,13 +159,23 @@ def hidden_counts(ratios: Tensor, patches: int) -> Tensor:
 def _check_range(value: Uniform | Stratified) -> None:
     name = type(value).__name__
     for end in (value.low, value.high):
-        if isinstance(end, bool) or not isinstance(end, (Real, Schedule)):
+        if isinstance(end, bool) or not isinstance(end, (int, float, Schedule)):
             raise ValueError(f"{name}: low and high must be numbers or schedules; got {end!r}.")
-    knots = {k for end in (value.low, value.high) if isinstance(end, Schedule) for k in end.knots()}
-    for progress in sorted({0.0, 1.0} | knots):
+    for progress in moments(value.low, value.high):
         low, high = scalar_at(value.low, progress), scalar_at(value.high, progress)
         if not low <= high:
             raise ValueError(
                 f"{name}: low must not exceed high, but at progress {progress:g} low is {low!r} "
                 f"and high is {high!r}."
             )
+
+
+def check_pair(owner: str, name: str, value: object, kind: type = float) -> tuple[Any, Any]:
+    """Return two numbers as a tuple, whatever sequence they came in, or refuse what is none."""
+    numbers = (int,) if kind is int else (int, float)
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(
+        isinstance(end, numbers) and not isinstance(end, bool) for end in value
+    ):  # fmt: skip
+        what = "ints" if kind is int else "numbers"
+        raise ValueError(f"{owner}: {name} must be two {what}, (a, b); got {value!r}.")
+    return kind(value[0]), kind(value[1])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maskdistill.masking.algebra import complete
 from maskdistill.masking.context import MaskContext
-from maskdistill.masking.ratios import check_ratio
+from maskdistill.masking.ratios import check_pair, check_ratio
 from maskdistill.masking.scores import ExactMasker
 
 
@@ -43,7 +43,8 @@ class SingleBlockMasker(ExactMasker):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
+        object.__setattr__(self, "aspect", check_pair("SingleBlockMasker", "aspect", self.aspect))
+        if not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
             raise ValueError(
                 "SingleBlockMasker: aspect must be (low, high) with 0 < low <= high; "
                 f"got {self.aspect!r}."
@@ -58,7 +59,9 @@ class SingleBlockMasker(ExactMasker):
     def _rectangle(self, context: MaskContext, count: int | Tensor) -> Tensor:
         """Mark the first ``count`` patches of a rectangle just large enough: ``(B, N)``."""
         height, width = context.grid
-        size: Tensor = torch.zeros(context.batch, device=context.device) + count
+        size: Tensor = (
+            torch.zeros(context.batch, dtype=torch.float32, device=context.device) + count
+        )
         shape, place_y, place_x = context.rand(3, context.batch)
         low = (size.clamp_min(1) / width**2).log().clamp_min(math.log(self.aspect[0]))
         high = (height**2 / (size + 1e-5)).log().clamp_max(math.log(self.aspect[1]))
@@ -132,7 +135,8 @@ class SquaresMasker(ExactMasker):
         y = (place_y * height).floor().long() + margin - before
         x = (place_x * width).floor().long() + margin - before
         across = width + margin
-        centres = torch.zeros(context.batch, (height + margin) * across, device=context.device)
+        shape = (context.batch, (height + margin) * across)
+        centres = torch.zeros(shape, dtype=torch.float32, device=context.device)
         wanted = (torch.arange(most, device=context.device) < number).float()
         centres.scatter_add_(1, y * across + x, wanted.expand(context.batch, -1))
         mask = centres.view(context.batch, height + margin, across) > 0

@@ -62,14 +62,18 @@ class GridMasker(Masker):
     def _draw(self, context: MaskContext) -> Tensor:
         (height, width), size = context.grid, self.cell
         rows, columns = -(-height // size), -(-width // size)
-        inside = torch.zeros(rows * size, columns * size, device=context.device)
+        inside = torch.zeros(
+            rows * size, columns * size, dtype=torch.float32, device=context.device
+        )
         inside[:height, :width] = 1
         inside = inside.unflatten(0, (rows, size)).unflatten(2, (columns, size))
         inside = inside.transpose(1, 2).flatten(2).flatten(0, 1)  # (cells, size * size)
         if self.random:
             order = context.rand(context.batch * rows * columns, size * size)
         else:
-            order = torch.linspace(1, 0, size * size + 1, device=context.device)[:-1]
+            order = torch.linspace(
+                1, 0, size * size + 1, dtype=torch.float32, device=context.device
+            )[:-1]
         # Places outside the grid come last, so that a cut cell shows what it has.
         scores = inside.repeat(context.batch, 1) * (1 + order)
         shown = top_k(scores, self.visible).view(context.batch, rows, columns, size, size)

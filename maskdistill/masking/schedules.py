@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields
-from numbers import Real
 from typing import Any, TypeAlias
 
 
@@ -20,10 +20,19 @@ def constructor_repr(value: object) -> str:
     for f in fields(value):  # type: ignore[arg-type]
         now = getattr(value, f.name)
         if f.default is MISSING:
-            arguments.append(repr(now))
+            arguments.append(_repr(now))
         elif now != f.default:
-            arguments.append(f"{f.name}={now!r}")
+            arguments.append(f"{f.name}={_repr(now)}")
     return f"{type(value).__name__}({', '.join(arguments)})"
+
+
+def _repr(value: object) -> str:
+    """Show a field: NumPy's floats as floats, and a function or module by its name alone."""
+    if isinstance(value, float):
+        return repr(float(value))
+    if callable(value) and not type(value).__module__.startswith("maskdistill.masking"):
+        return f"<{getattr(value, '__qualname__', type(value).__qualname__)}>"
+    return repr(value)
 
 
 class Schedule(ABC):
@@ -56,7 +65,7 @@ class _Ramp(Schedule):
 
     def __post_init__(self) -> None:
         for name in ("start", "end"):
-            _check_number(type(self).__name__, name, getattr(self, name))
+            _check_number(type(self).__name__, name, getattr(self, name), finite=True)
 
     def at(self, progress: float) -> float:
         """Return the value at ``progress`` in [0, 1]."""
@@ -181,8 +190,10 @@ class WarmUp(Schedule):
 
     def __post_init__(self) -> None:
         check_scalar("WarmUp", "value", self.value)
-        _check_number("WarmUp", "start", self.start)
+        _check_number("WarmUp", "start", self.start, finite=True)
         _check_number("WarmUp", "until", self.until)
+        if not isinstance(self.value, Schedule):
+            _check_number("WarmUp", "value", self.value, finite=True)
         if not 0 < self.until <= 1:
             raise ValueError(f"WarmUp: until must lie in (0, 1]; got {self.until!r}.")
 
@@ -215,16 +226,27 @@ def scalar_at(value: Scalar, progress: float) -> float:
 
 def check_scalar(owner: str, name: str, value: object, least: float = -math.inf) -> None:
     """Refuse anything but a number, or a schedule of numbers, from ``least`` on."""
-    fine = isinstance(value, (Real, Schedule)) and not isinstance(value, bool)
+    fine = isinstance(value, (int, float, Schedule)) and not isinstance(value, bool)
     low = value.bounds()[0] if isinstance(value, Schedule) else value
     if not fine or not low >= least:  # type: ignore[operator]  # NaN is refused too
         wanted = "a number" if least == -math.inf else f"a number >= {least:g}"
         raise ValueError(f"{owner}: {name} must be {wanted}, or a schedule; got {value!r}.")
 
 
-def _check_number(owner: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+def moments(*values: object) -> list[float]:
+    """Return the points of progress at which to check what holds for schedules together."""
+    ends = sorted({0.0, 1.0} | {k for v in values if isinstance(v, Schedule) for k in v.knots()})
+    return sorted(ends + [(a + b) / 2 for a, b in itertools.pairwise(ends)])
+
+
+def _check_number(owner: str, name: str, value: object, finite: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         raise ValueError(f"{owner}: {name} must be a number; got {value!r}.")
+    if finite and math.isinf(value):
+        raise ValueError(
+            f"{owner}: {name} must be finite, for nothing lies between a number and infinity; got "
+            f"{value!r}. Steps can jump from one to the other."
+        )
 
 
 def _numbers(owner: str, name: str, values: Any) -> tuple[float, ...]:

@@ -10,9 +10,9 @@ from torch import Tensor
 from maskdistill.masking._engine import top_k
 from maskdistill.masking.algebra import complete
 from maskdistill.masking.base import Masker, hidden_if_fixed
-from maskdistill.masking.context import MaskContext
+from maskdistill.masking.context import MaskContext, check_signal
 from maskdistill.masking.ratios import Ratio, bounds, check_ratio, hidden_count
-from maskdistill.masking.schedules import check_scalar
+from maskdistill.masking.schedules import Scalar, check_scalar, scalar_at
 from maskdistill.masking.scores import ExactMasker
 
 _HALVINGS = 16
@@ -33,8 +33,8 @@ class ClusterMasker(Masker):
     Args:
         ratio: share of patches to hide, in [0, 1]; a number, a schedule, or one per image.
         anchors: share of patches that are anchors, at least one.
-        least: with ``exact=False``, the least share that every row hides; random patches make up
-            for what is not like any anchor.
+        least: with ``exact=False``, the least share that every row hides, 0.3 if None; random
+            patches make up for what is not like any anchor.
         exact: hide in each image the round(ratio * N) patches most like an anchor. With ``False``
             one threshold of similarity holds for the whole batch, chosen so that the batch hides
             the ratio on average, so that uniform images hide more, as in the paper.
@@ -50,15 +50,22 @@ class ClusterMasker(Masker):
 
     ratio: Ratio
     anchors: float = 0.03
-    least: float = 0.3
+    least: float | None = None
     exact: bool = True  # type: ignore[assignment]  # a field here, a property elsewhere
     signal: str = "images"
 
     def __post_init__(self) -> None:
-        for name in ("ratio", "anchors", "least"):
-            more = name == "ratio"
-            value = getattr(self, name)
-            check_ratio("ClusterMasker", name, value, per_image=more, schedules=more)
+        # One threshold for the batch cannot serve a ratio for each image.
+        check_ratio("ClusterMasker", "ratio", self.ratio, per_image=self.exact)
+        check_ratio("ClusterMasker", "anchors", self.anchors, per_image=False, schedules=False)
+        if self.least is not None:
+            check_ratio("ClusterMasker", "least", self.least, per_image=False, schedules=False)
+            if self.exact:
+                raise ValueError(
+                    f"ClusterMasker: least={self.least!r} says nothing where every row hides "
+                    "exactly the ratio; leave it out, or pass exact=False."
+                )
+        check_signal("ClusterMasker", self.signal)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -73,19 +80,21 @@ class ClusterMasker(Masker):
         count = context.count(self.ratio)
         likeness = self._likeness(context)
         if self.exact:
-            return top_k(likeness, count)
-        share = count.float().mean() if isinstance(count, Tensor) else likeness.new_full((), count)
-        floor = context.patches - int(context.patches * (1 - self.least))
-        least = share.floor().clamp_max(floor)  # never more than the ratio asks for
+            return context.highest(likeness, count)
+        assert isinstance(count, int)
+        least = 0.3 if self.least is None else self.least
+        # Never more than the ratio asks for.
+        floor = min(context.patches - int(context.patches * (1 - least) + 1e-6), count)
         low = likeness.new_full((), -1.0)
         high = likeness.new_full((), 1.0)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            hidden = (likeness > middle).sum(dim=1).float().clamp_min(least).mean()
-            low = torch.where(hidden > share, middle, low)
-            high = torch.where(hidden > share, high, middle)
+            hidden = (likeness > middle).sum(dim=1).clamp_min(floor).float().mean()
+            low = torch.where(hidden > count, middle, low)
+            high = torch.where(hidden > count, high, middle)
         mask = likeness > high
-        return complete(mask, mask.sum(dim=1).clamp_min(least.long()), context)
+        number = mask.sum(dim=1).clamp_min(floor)
+        return complete(mask, number if count else number * 0, context)
 
     def _likeness(self, context: MaskContext) -> Tensor:
         """Return each patch's greatest cosine with an anchor: ``(B, N)`` in [-1, 1]."""
@@ -118,7 +127,7 @@ class DPPMasker(ExactMasker):
     Args:
         ratio: share of patches to hide, in [0, 1]; a number, a schedule, or one per image.
         width: width of the kernel, relative to the image's mean squared distance between patches.
-            Smaller is closer to random, for then no patch explains another.
+            Smaller is closer to random, for then no patch explains another. A number or a schedule.
         signal: what to compare, as in ``ClusterMasker``.
 
     Raises:
@@ -128,12 +137,13 @@ class DPPMasker(ExactMasker):
     grows with N * V^2 for V visible patches, one step for each.
     """
 
-    width: float = 0.5
+    width: Scalar = 0.5
     signal: str = "images"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_scalar("DPPMasker", "width", self.width, least=1e-6)
+        check_signal("DPPMasker", self.signal)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -141,7 +151,8 @@ class DPPMasker(ExactMasker):
         return frozenset({self.signal})
 
     def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
-        kernel = self._kernel(context.vectors(self.signal))
+        width = scalar_at(self.width, context.progress)
+        kernel = self._kernel(context.vectors(self.signal), width)
         most = context.patches - hidden_count(bounds(self.ratio)[0], context.patches)
         if isinstance(count, int):
             most = context.patches - count
@@ -165,7 +176,7 @@ class DPPMasker(ExactMasker):
             unexplained = (unexplained - factor.square()).clamp_min(0)
         return top_k(score, count)
 
-    def _kernel(self, values: Tensor) -> Tensor:
+    def _kernel(self, values: Tensor, width: float) -> Tensor:
         distance = torch.cdist(values, values).square()
         mean = distance.mean(dim=(1, 2), keepdim=True)
-        return torch.exp(-distance / (self.width * mean).clamp_min(1e-12))
+        return torch.exp(-distance / (width * mean).clamp_min(1e-12))

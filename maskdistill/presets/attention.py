@@ -202,7 +202,7 @@ def milan(ratio: float = 0.75) -> Preset:
     Source: Hou et al., "MILAN: Masked Image Pretraining on Language Assisted Representation", 2022.
     """
     return Preset(
-        student_global=~AttentionGuidedMasker(1 - ratio, temperature=1.0),
+        student_global=~AttentionGuidedMasker(round(1 - ratio, 12), temperature=1.0),
         global_crops=1,
         name="milan",
         title="MILAN",

@@ -146,6 +146,36 @@ def test_compiles_without_a_graph_break(name: str) -> None:
 
 
 @every_masker
+def test_autocast_and_the_default_dtype_change_nothing(name: str) -> None:
+    """What is hidden must not depend on the precision of the network around it."""
+    plain = draw(name, 8, (9, 7), progress=0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(draw(name, 8, (9, 7), progress=0.5), plain)
+    given_signals = signals(TABLE[name].masker, 8, (9, 7))
+    try:
+        torch.set_default_dtype(torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        mask = TABLE[name].masker(8, (9, 7), generator=generator, progress=0.5, **given_signals)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(mask, plain)
+
+
+@every_masker
+def test_wrong_signals_are_refused(name: str) -> None:
+    masker = TABLE[name].masker
+    right = signals(masker, 2, (4, 4))
+    for wrong in (None, [1.0], 3):
+        with pytest.raises(ValueError, match="no signal"):
+            masker(2, (4, 4), **{**right, "seed": wrong})  # type: ignore[arg-type]
+    for signal in masker.needs & {"attention", "loss"}:
+        if name == "attention loose":  # follows nothing
+            continue
+        with pytest.raises(ValueError, match="NaN"):
+            masker(2, (4, 4), **{**right, signal: torch.full((2, 16), torch.nan)})
+
+
+@every_masker
 def test_signals_of_lower_precision_are_fine(name: str) -> None:
     masker = TABLE[name].masker
     half = {

@@ -222,5 +222,17 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"boxes must be \(B, V, 4\)"):
         policy(crops(4, 1), 8, boxes=boxes, flipped=flipped)
     parts = torch.zeros(4, 16, dtype=torch.int64)
-    with pytest.raises(ValueError, match="only floats per patch"):
+    with pytest.raises(ValueError, match="only one float per patch"):
         carry_signal([parts], [(4, 4)], boxes, flipped, boxes[:, 0], flipped[:, 0], (2, 2))
+
+
+@pytest.mark.parametrize("cover", [0.0, 0.5, 1.0])
+def test_all_or_nothing_at_any_precision(cover: float) -> None:
+    """A patch that lies in the region entirely counts so, whatever the products are rounded to."""
+    boxes = torch.tensor([[0.1, 0.2, 0.63, 0.77]]).repeat(8, 1)
+    flipped = torch.zeros(8, dtype=torch.bool)
+    whole = md.SceneMasker(~md.NoMasker(), cover=cover)
+    nothing = md.SceneMasker(md.NoMasker(), cover=cover)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert whole(8, (14, 14), boxes=boxes, flipped=flipped).all()
+        assert not nothing(8, (14, 14), boxes=boxes, flipped=flipped).any()

@@ -65,3 +65,39 @@ def test_zero_attention_is_no_accident() -> None:
 def test_misshapen_attention_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must be \(B, N\) or \(B, heads, N\)"):
         md.AttentionGuidedMasker(0.5)(2, (2, 2), attention=torch.ones(shape))
+
+
+FLAT = torch.ones(200, 1, 196)
+
+
+@pytest.mark.parametrize(
+    ("masker", "given"),
+    [
+        (md.AttentionGuidedMasker(0.3), {"attention": FLAT[:, 0]}),
+        (md.AttentionGuidedMasker(0.3, hide="least"), {"attention": FLAT[:, 0]}),
+        (md.AttentionHintMasker(0.3), {"attention": FLAT[:, 0]}),
+        (md.SignalMasker(0.3, "loss"), {"loss": (torch.arange(196) % 2).expand(200, 196)}),
+        (
+            md.LearnedMasker(0.3, lambda images: images[:, :1]),
+            {"images": torch.ones(200, 3, 14, 14)},
+        ),
+        (md.ClusterMasker(0.3), {"images": torch.ones(200, 3, 28, 28)}),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, md.Masker) else "",
+)
+def test_ties_favour_no_place(masker: md.Masker, given: dict[str, torch.Tensor]) -> None:
+    """Attention that is still uniform, flat ground, binary maps: order is no signal."""
+    generator = torch.Generator().manual_seed(0)
+    one = {name: signal[:1] for name, signal in given.items()}
+    draws = torch.cat([masker(1, (14, 14), generator=generator, **one) for _ in range(200)])
+    hidden = draws.float().mean(dim=0).view(14, 14)
+    # 42 or 43 patches of 14 rows: a row's mean has a standard error below 0.013 or so.
+    assert float(hidden[:7].mean()) == pytest.approx(float(hidden[7:].mean()), abs=0.05)
+    assert len(draws.unique(dim=0)) > 100
+
+
+def test_bad_names_of_signals() -> None:
+    for name in ("progress", "generator", "class", "a b", 5, "boxes"):
+        for build in (lambda n: md.SignalMasker(0.5, n), lambda n: md.ClusterMasker(0.5, signal=n)):
+            with pytest.raises(ValueError, match="signal"):
+                build(name)
