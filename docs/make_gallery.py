@@ -365,7 +365,7 @@ def code(name: str) -> str:
     lines += [f"preset = {call}", "print(preset)"]
     blocks = ["```python", *lines, "```", "", "```text", str(preset), "```", ""]
     if name in NETWORKS:
-        blocks[blocks.index(str(preset))] = str(preset).replace("Colourfulness()", "Network()")
+        blocks[blocks.index(str(preset))] = str(preset).replace("<Colourfulness>", "<Network>")
     arguments = "".join(f", {need}={need}" for need, _, _ in given)
     blocks += [
         "```python",

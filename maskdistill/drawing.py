@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maskdistill.applying import patch_grid
 from maskdistill.masking.base import Masker
-from maskdistill.masking.geometry import carry_signal
+from maskdistill.masking.geometry import carry_signal, check_boxes
 
 OF_EVERY_VIEW = frozenset({"images", "boxes", "flipped"})
 """The signals that a policy knows of every view by itself. All others come from outside, per global
@@ -49,8 +49,10 @@ def places_of(
     """Check where the crops lie, if that is known."""
     if boxes is None and flipped is None:
         return None
-    if boxes is None or flipped is None:
-        raise ValueError("boxes and flipped go together: pass both, or neither.")
+    if not isinstance(boxes, Tensor) or not isinstance(flipped, Tensor):
+        raise ValueError(
+            "boxes and flipped go together: pass both as tensors, (B, V, 4) and (B, V), or neither."
+        )
     batch = len(crops[0]) if len(crops) else 0
     wanted = (batch, len(crops))
     if tuple(boxes.shape) != (*wanted, 4) or tuple(flipped.shape) != wanted:
@@ -58,6 +60,7 @@ def places_of(
             f"boxes must be (B, V, 4) and flipped (B, V) with B={batch} and V={len(crops)} crops; "
             f"got {tuple(boxes.shape)} and {tuple(flipped.shape)}."
         )
+    check_boxes(boxes)
     device = crops[0].device
     later = device.type != "cpu"  # from an accelerator to the CPU one has to wait
     return boxes.to(device, non_blocking=later), flipped.to(device, non_blocking=later)

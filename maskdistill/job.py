@@ -229,6 +229,11 @@ def _recipe(config: JobConfig) -> tuple[JobConfig, ViewPolicy]:
             f"call presets.{config.preset}({wanted[0]}) in Python."
         )
     preset = build()
+    if preset.global_crops != 2:
+        raise ValueError(
+            f"{preset.title} has one view of an image, and DINO two global ones. Take its masks "
+            f'alone: --policy asymmetric --masker "{_maskers(preset)}" --apply {preset.apply}.'
+        )
     plain = {field.name: field.default for field in dataclasses.fields(JobConfig)}
     for name, own in (("policy", None), ("masker", None), ("apply", preset.apply)):
         if getattr(config, name) not in (plain[name], own):

@@ -88,8 +88,8 @@ def test_a_preset_says_policy_masker_and_application(
         (["adios"], "needs a network"),
         (["ibot", "--masker", "NoMasker()"], "leave out --masker"),
         (["msn", "--apply", "pixel"], "leave out --apply"),
-        (["mae"], "has 2 global crops; the policy is for 1"),
-        (["hpm"], "loss"),
+        (["mae"], '--policy asymmetric --masker "RandomMasker(0.75)" --apply drop'),
+        (["hpm"], "SignalMasker"),
     ],
 )
 def test_a_preset_that_cannot_work(

@@ -17,7 +17,7 @@ from maskdistill import applying, presets
 
 DOCS = Path(__file__).parent.parent / "docs"
 CROPS = [torch.randn(4, 3, 56, 56) for _ in range(2)] + [torch.randn(4, 3, 24, 24)] * 3
-NETWORKS = {"adios", "cl_mae"}
+NETWORKS = ("adios", "cl_mae")
 HALF = md.Uniform(0.1, 0.5)
 
 MASKERS: dict[str, md.Masker | None] = {
@@ -32,7 +32,7 @@ MASKERS: dict[str, md.Masker | None] = {
     "mst": md.AttentionGuidedMasker(1 / 8, hide="least") & md.BernoulliMasker(0.5),
     "msn": md.RandomMasker(0.15).shared(),
     "capi": md.SingleBlockMasker(0.65, inverse=True).rolled(),
-    "ijepa": md.MultiBlockMasker(),
+    "ijepa": md.MultiBlockMasker().exactly(0.6),
     "data2vec2": md.SquaresMasker(0.8, inverse=True),
     "milan": ~md.AttentionGuidedMasker(0.25, temperature=1.0),
     "cluster": md.ClusterMasker(0.5),
@@ -86,7 +86,7 @@ def gallery() -> types.ModuleType:
 
 
 def test_every_preset_is_expected() -> None:
-    assert set(presets.NAMES) == MASKERS.keys() | NETWORKS
+    assert set(presets.NAMES) == MASKERS.keys() | set(NETWORKS)
     assert tuple(presets.ALL) == presets.NAMES
     assert all(getattr(md.presets, name) is presets.ALL[name] for name in presets.NAMES)
     assert set(presets.NAMES) < set(presets.__all__)
@@ -124,15 +124,16 @@ def test_a_preset_holds_its_network(name: str) -> None:
 def test_its_masks_can_be_applied_as_it_says(name: str) -> None:
     preset = build(name)
     assert preset.apply in applying.APPLICATIONS
-    if preset.apply == "drop" and name != "ijepa":
-        mask = preset(CROPS, patch_size=8, **signals(preset)).student[0]
+    if preset.apply == "drop":
+        crops = CROPS if preset.local_views else CROPS[: preset.global_crops]
+        mask = preset(crops, patch_size=8, **signals(preset)).student[0]
         assert applying.visible_indices(mask).shape[0] == 4
         assert preset.student_global.fixed_count((7, 7)) == int(mask.sum(1)[0])
 
 
 def test_ijepas_rows_are_equal_on_request() -> None:
-    assert presets.ijepa().student_global.fixed_count((14, 14)) is None
-    assert presets.ijepa(0.6).student_global.fixed_count((14, 14)) == 118
+    assert presets.ijepa(None).student_global.fixed_count((14, 14)) is None
+    assert presets.ijepa().student_global.fixed_count((14, 14)) == 118
 
 
 def test_msn_draws_one_mask_for_the_batch() -> None:
@@ -155,7 +156,7 @@ def test_its_repr_builds_it(name: str) -> None:
         "presets.dinov3(high=0.3, rolled=True)",
         "presets.attmask_hint(ratio=0.4, pool=0.2)",
         "presets.colormae(color='red')",
-        "presets.ijepa(ratio=0.6)",
+        "presets.ijepa(ratio=None)",
     ],
 )
 def test_its_repr_names_what_was_changed(text: str) -> None:
@@ -273,3 +274,8 @@ def test_a_masker_can_be_drawn() -> None:
         plotting.plot_masker(guided, (4, 6), pictures=picture.repeat(2, 1, 1, 1), **options)
     with pytest.raises(ValueError, match="5x6 divides"):
         plotting.plot_masker(md.RandomMasker(0.5), (5, 6), pictures=picture, **options)
+
+
+def test_a_preset_of_one_view_takes_no_more() -> None:
+    with pytest.raises(ValueError, match="has 1 view"):
+        presets.simmim()([torch.zeros(2, 3, 32, 32)] * 2, patch_size=8)

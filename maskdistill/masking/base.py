@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, MutableMapping
+from dataclasses import is_dataclass
 from typing import Any, final
 
 import torch
@@ -94,8 +95,12 @@ class Masker(ABC):
         )
         with full_precision(where):
             mask = self._draw(context)
-        assert mask.shape == (batch, rows * columns), f"{self!r} drew {tuple(mask.shape)}"
-        assert mask.dtype == torch.bool, f"{self!r} drew {mask.dtype}"
+        if mask.dtype != torch.bool or mask.shape != (batch, rows * columns):
+            raise ValueError(
+                f"{type(self).__name__}._draw must return a bool tensor (B, N) = "
+                f"({batch}, {rows * columns}), True = hidden; it returned {tuple(mask.shape)} "
+                f"{mask.dtype}."
+            )
         return mask
 
     @abstractmethod
@@ -227,6 +232,8 @@ class Masker(ABC):
         return Complement(self)
 
     def __repr__(self) -> str:
+        if not is_dataclass(self):  # a masker of somebody's own without settings
+            return f"{type(self).__name__}()"
         return constructor_repr(self)
 
 

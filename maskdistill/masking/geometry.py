@@ -209,6 +209,21 @@ def _unflip(values: Tensor, flipped: Tensor) -> Tensor:
     return torch.where(flipped[:, None, None], values.flip(2), values)
 
 
+def check_boxes(boxes: Tensor) -> None:
+    """Refuse what is no box, where that can be seen without waiting for an accelerator."""
+    if boxes.device.type != "cpu" or torch.compiler.is_compiling() or not boxes.numel():
+        return
+    start, end = boxes[..., :2], boxes[..., 2:]
+    within = (boxes >= -1e-3) & (boxes <= 1 + 1e-3)  # NaN is not within
+    if not (within.all() and (start < end).all()):
+        worst = boxes.reshape(-1, 4)[~(within.all(-1) & (start < end).all(-1)).reshape(-1)][0]
+        raise ValueError(
+            "a box must be (left, top, right, bottom) as shares of the image's width and height, "
+            f"in [0, 1] with left < right and top < bottom; got {worst.tolist()}. Divide pixels by "
+            "the image's width and height."
+        )
+
+
 def _geometry(context: MaskContext) -> tuple[Tensor, Tensor]:
     boxes, flipped = context.signals["boxes"], context.signals["flipped"]
     if tuple(boxes.shape) != (context.batch, 4) or tuple(flipped.shape) != (context.batch,):
@@ -216,4 +231,5 @@ def _geometry(context: MaskContext) -> tuple[Tensor, Tensor]:
             f"boxes must be (B, 4) and flipped (B,) with B={context.batch}, one row per row of "
             f"the mask; got {tuple(boxes.shape)} and {tuple(flipped.shape)}."
         )
+    check_boxes(boxes)
     return boxes.to(context.device, torch.float32), flipped.to(context.device, torch.bool)

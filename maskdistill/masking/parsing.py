@@ -78,6 +78,8 @@ def _read(node: ast.expr, text: str) -> Any:
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
             return value
+        case ast.Name(id=name) if name in _NAMES:
+            raise ValueError(f"{name} wants its arguments: write for example {name}(0.3).")
         case ast.Name(id="inf"):
             return math.inf
         case ast.Tuple(elts=items) | ast.List(elts=items):
@@ -121,6 +123,8 @@ def _masker(node: ast.expr, text: str) -> Masker:
 
 def _function(node: ast.expr, text: str) -> Callable[..., Any]:
     match node:
+        case ast.Attribute(value=ast.Name(id="md" | "maskdistill"), attr=name) if name in _NAMES:
+            return _NAMES[name]
         case ast.Name(id=name) if name in _NAMES:
             return _NAMES[name]
         case ast.Name(id=name):

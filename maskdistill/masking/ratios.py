@@ -131,6 +131,8 @@ def check_ratio(
     if isinstance(value, bool) or not isinstance(value, kinds):
         number = isinstance(value, Number) and not isinstance(value, bool)
         fix = f" Write float({value!r})." if number else ""
+        if per_image and isinstance(value, (tuple, list)) and len(value) == 2:
+            fix = f" Write Uniform({value[0]!r}, {value[1]!r}) for one number per image."
         raise ValueError(f"{owner}: {name} must be {forms}; got {value!r}.{fix}")
     low, high = bounds(value)  # type: ignore[arg-type]
     if not (low >= 0.0 and high <= 1.0):

@@ -54,18 +54,19 @@ def capi(ratio: Ratio = 0.65) -> Preset:
     )
 
 
-def ijepa(ratio: float | None = None) -> Preset:
+def ijepa(ratio: float | None = 0.6) -> Preset:
     """Show a large block less four smaller ones, which are to be predicted.
 
     >>> import maskdistill as md
     >>> md.presets.ijepa().student_global
-    MultiBlockMasker()
-    >>> md.presets.ijepa(0.6).student_global
     MultiBlockMasker().exactly(0.6)
+    >>> md.presets.ijepa(None).student_global
+    MultiBlockMasker()
 
     Args:
         ratio: trim or top up each mask at random to this share, so that every row hides the same
-            number and its tokens can be dropped. None leaves the masks as they are drawn.
+            number and its tokens can be dropped; 0.6 is about what the masks hide on average. None
+            leaves them as they are drawn.
 
     Source: Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive
     Architecture", 2023.
@@ -102,9 +103,9 @@ def ijepa(ratio: float | None = None) -> Preset:
             "A block's scale and aspect are independent. The authors use one random number for "
             "both, so that larger targets are always the taller ones. Not reproduced.",
             "Every image has block sizes of its own. The authors draw them once per batch.",
-            "Rows are not cut to the shortest of the batch. The authors drop the last patches of "
-            "longer rows, which are those at the lower right. To drop tokens here, give `ratio`: "
-            "the masks are made equally long at random places.",
+            "Rows are made equally long at random places, so that tokens can be dropped. The "
+            "authors cut longer rows to the shortest of the batch, at the lower right. "
+            "`ijepa(None)` leaves the masks as they are drawn, 37 to 85 % hidden.",
             "A context that is too small is drawn anew 20 times and then the best is taken; the "
             "authors then give up the targets one after the other.",
         ),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from maskdistill.applying import Application
 from maskdistill.masking.base import Masker
@@ -101,6 +103,15 @@ class Preset(ViewPolicy):
         """The different maskers of the policy."""
         cells = (self.student_global, self.student_local, self.teacher_global)
         return tuple(dict.fromkeys(masker for masker in cells if masker is not None))
+
+    def _split(self, crops: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        if not self.local_views and len(crops) > self.global_crops:
+            raise ValueError(
+                f"{self.title} has {self.global_crops} view(s) of an image; got {len(crops)}. "
+                "For more views, use its masker in a policy of your own: "
+                f"ViewPolicy(student_global={self.student_global!r})."
+            )
+        return super()._split(crops)
 
     def __str__(self) -> str:
         maskers = self.maskers

@@ -74,6 +74,12 @@ def build_state(
 
 
 def _check_policy(policy: ViewPolicy, config: TrainingConfig, vit: MaskedViT) -> None:
+    apply = getattr(policy, "apply", config.apply)  # a preset says how it is applied
+    if apply != config.apply and policy.masks_student:
+        raise ValueError(
+            f"{policy!r} is applied by {apply!r}, but the settings say {config.apply!r}. Set "
+            f"apply={apply!r}, or take its masks alone: ViewPolicy(student_global=...)."
+        )
     unknown = sorted(policy.needs - {"attention"} - OF_EVERY_VIEW)
     if unknown:
         raise ValueError(

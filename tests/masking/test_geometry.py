@@ -236,3 +236,19 @@ def test_all_or_nothing_at_any_precision(cover: float) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert whole(8, (14, 14), boxes=boxes, flipped=flipped).all()
         assert not nothing(8, (14, 14), boxes=boxes, flipped=flipped).any()
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[0.0, 0.0, 224.0, 224.0], [0.5, 0.5, 0.3, 0.3], [0.0, 0.0, torch.nan, 1.0]],
+    ids=["pixels", "width and height", "NaN"],
+)
+def test_what_is_no_box_is_refused(box: list[float]) -> None:
+    masker = md.SceneMasker(md.BlockMasker(0.5))
+    with pytest.raises(ValueError, match="shares of the image's width and height"):
+        masker(2, (4, 4), boxes=torch.tensor([box] * 2), flipped=torch.zeros(2))
+    policy = md.ViewPolicy.local_only(md.AttentionGuidedMasker(0.5))
+    boxes = torch.tensor(box).repeat(4, 3, 1)
+    with pytest.raises(ValueError, match="Divide pixels"):
+        policy(crops(4, 1), 8, attention=torch.rand(8, 64), boxes=boxes,
+               flipped=torch.zeros(4, 3, dtype=torch.bool))  # fmt: skip

@@ -123,3 +123,21 @@ def test_a_free_cluster_mask_can_hide_nothing() -> None:
 def test_a_learned_masker_names_its_network() -> None:
     masker = md.LearnedMasker(0.3, torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1)))
     assert repr(masker) == "LearnedMasker(0.3, <Sequential>)"
+
+
+def test_what_people_type_from_habit() -> None:
+    assert md.parse_masker("md.RandomMasker(0.3).rolled()") == md.RandomMasker(0.3).rolled()
+    with pytest.raises(ValueError, match=r"write for example BlockMasker\(0.3\)"):
+        md.parse_masker("BlockMasker")
+    with pytest.raises(ValueError, match=r"Write Uniform\(0.1, 0.5\)"):
+        md.RandomMasker((0.1, 0.5))  # type: ignore[arg-type]
+
+
+def test_a_masker_of_ones_own_that_goes_wrong() -> None:
+    class Floats(md.Masker):
+        def _draw(self, context: md.MaskContext) -> torch.Tensor:
+            return context.rand(context.batch, context.patches)
+
+    with pytest.raises(ValueError, match=r"must return a bool tensor \(B, N\) = \(2, 16\)"):
+        Floats()(2, (4, 4))
+    assert repr(Floats()) == "Floats()"

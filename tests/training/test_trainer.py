@@ -150,6 +150,12 @@ def test_every_policy_trains_by_every_application(
         assert learned == policy.masks_student
 
 
+def test_a_preset_is_applied_as_it_says(build: Build) -> None:
+    with pytest.raises(ValueError, match="Set apply='drop'"):
+        build(md.presets.msn())
+    assert build(md.presets.msn(), apply="drop").config.apply == "drop"
+
+
 def test_maskers_that_know_geometry_train(build: Build, tmp_path: Path) -> None:
     """The boxes of the crops reach the maskers, of the right images and in the right order."""
     scene = md.SceneMasker(md.BlockMasker(0.5), grid=(16, 16))
