@@ -79,6 +79,19 @@ class _Wrapped(Masker):
         return self.masker.needs
 
 
+class _Moved(_Wrapped):
+    """A masker whose rows hide as many patches as those of another, elsewhere or again."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the other masker is."""
+        return self.masker.exact
+
+    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
+        """Return the count of the other masker."""
+        return self.masker.fixed_count(grid, progress)
+
+
 @dataclass(frozen=True, repr=False)
 class Complement(_Wrapped):
     """Hides what a masker shows: ``~a``."""
@@ -150,7 +163,7 @@ class Sometimes(_Wrapped):
 
 
 @dataclass(frozen=True, repr=False)
-class Rolled(_Wrapped):
+class Rolled(_Moved):
     """Shifts each mask around the grid's edges by a random offset: ``a.rolled()``.
 
     Rectangles that must lie inside the grid hide its centre far more often than its corners; after
@@ -163,15 +176,6 @@ class Rolled(_Wrapped):
     """
 
     masker: Masker
-
-    @property
-    def exact(self) -> bool:
-        """Whether the shifted masks are."""
-        return self.masker.exact
-
-    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
-        """Return the count of the shifted masks."""
-        return self.masker.fixed_count(grid, progress)
 
     def _draw(self, context: MaskContext) -> Tensor:
         height, width = context.grid

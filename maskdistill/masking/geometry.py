@@ -141,42 +141,30 @@ def carry_signal(
         ValueError: a signal that is not of floats, or does not fit its grid.
     """
     with full_precision(box.device):
-        return _carry(signals, grids, boxes, flipped, box, flip, grid)
-
-
-def _carry(
-    signals: Sequence[Tensor],
-    grids: Sequence[tuple[int, int]],
-    boxes: Tensor,
-    flipped: Tensor,
-    box: Tensor,
-    flip: Tensor,
-    grid: tuple[int, int],
-) -> Tensor:
-    total = torch.zeros(len(box), *grid, dtype=torch.float32, device=box.device)
-    shown = torch.zeros_like(total)
-    for view, (signal, source) in enumerate(zip(signals, grids, strict=True)):
-        number = signal.is_floating_point() or signal.dtype == torch.bool
-        if not number or signal.ndim not in (2, 3) or signal.shape[-1] != source[0] * source[1]:
-            raise ValueError(
-                "only one float per patch can be carried to another view, (B, N) or (B, heads, N) "
-                f"with N={source[0] * source[1]}, and no labels or vectors; got "
-                f"{tuple(signal.shape)} {signal.dtype}."
-            )
-        signal = signal.to(box.device)
-        value = signal.float().mean(dim=1) if signal.ndim == 3 else signal.float()
-        value = _unflip(value.unflatten(1, source), flipped[:, view])
-        down, across = _overlaps(box, grid, source, boxes[:, view])
-        # Per area of the image, so that views of different sizes count alike.
-        size = (boxes[:, view, 2:] - boxes[:, view, :2]).prod(dim=1) / (source[0] * source[1])
-        total += size[:, None, None] * (down @ value @ across.transpose(1, 2))
-        shown += size[:, None, None] * down.sum(2)[:, :, None] * across.sum(2)[:, None, :]
-    # A patch of this view is so large in the image.
-    patch = (box[:, 2:] - box[:, :2]).prod(dim=1)[:, None, None] / (grid[0] * grid[1])
-    known = shown > _DUST * patch
-    value = torch.where(known, total / shown.clamp_min(torch.finfo(shown.dtype).tiny), 0.0)
-    mean = value.sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp_min(1)
-    return _unflip(torch.where(known, value, mean[:, None, None]), flip).flatten(1)
+        total = torch.zeros(len(box), *grid, dtype=torch.float32, device=box.device)
+        shown = torch.zeros_like(total)
+        for view, (signal, source) in enumerate(zip(signals, grids, strict=True)):
+            number = signal.is_floating_point() or signal.dtype == torch.bool
+            if not number or signal.ndim not in (2, 3) or signal.shape[-1] != source[0] * source[1]:
+                raise ValueError(
+                    "only one float per patch can be carried to another view, (B, N) or "
+                    f"(B, heads, N) with N={source[0] * source[1]}, and no labels or vectors; "
+                    f"got {tuple(signal.shape)} {signal.dtype}."
+                )
+            signal = signal.to(box.device)
+            value = signal.float().mean(dim=1) if signal.ndim == 3 else signal.float()
+            value = _unflip(value.unflatten(1, source), flipped[:, view])
+            down, across = _overlaps(box, grid, source, boxes[:, view])
+            # Per area of the image, so that views of different sizes count alike.
+            size = (boxes[:, view, 2:] - boxes[:, view, :2]).prod(dim=1) / (source[0] * source[1])
+            total += size[:, None, None] * (down @ value @ across.transpose(1, 2))
+            shown += size[:, None, None] * down.sum(2)[:, :, None] * across.sum(2)[:, None, :]
+        # A patch of this view is so large in the image.
+        patch = (box[:, 2:] - box[:, :2]).prod(dim=1)[:, None, None] / (grid[0] * grid[1])
+        known = shown > _DUST * patch
+        value = torch.where(known, total / shown.clamp_min(torch.finfo(shown.dtype).tiny), 0.0)
+        mean = value.sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp_min(1)
+        return _unflip(torch.where(known, value, mean[:, None, None]), flip).flatten(1)
 
 
 def _overlaps(

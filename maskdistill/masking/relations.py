@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskdistill.masking.algebra import _operand, _Wrapped, complete
+from maskdistill.masking.algebra import _Moved, _operand, _Wrapped, complete
 from maskdistill.masking.base import Masker
 from maskdistill.masking.context import MaskContext
 from maskdistill.masking.ratios import Ratio, check_ratio
 
 
 @dataclass(frozen=True, repr=False)
-class Shared(_Wrapped):
+class Shared(_Moved):
     """Draws one mask for the whole batch: ``a.shared()``.
 
     >>> import maskdistill as md
@@ -37,15 +37,6 @@ class Shared(_Wrapped):
                 "one mask cannot serve the whole batch."
             )
 
-    @property
-    def exact(self) -> bool:
-        """Whether the mask is."""
-        return self.masker.exact
-
-    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
-        """Return the count of the mask."""
-        return self.masker.fixed_count(grid, progress)
-
     def _draw(self, context: MaskContext) -> Tensor:
         row = self.masker._draw(context.replaced(batch=1, signals={}, views=1))
         return row.expand(context.batch, -1).clone()
@@ -55,7 +46,7 @@ class Shared(_Wrapped):
 
 
 @dataclass(frozen=True, repr=False)
-class SameInViews(_Wrapped):
+class SameInViews(_Moved):
     """Draws one mask per image, the same in all its views of one size: ``a.same_in_views()``.
 
     >>> import maskdistill as md
@@ -72,15 +63,6 @@ class SameInViews(_Wrapped):
     """
 
     masker: Masker
-
-    @property
-    def exact(self) -> bool:
-        """Whether the masks are."""
-        return self.masker.exact
-
-    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
-        """Return the count of the masks."""
-        return self.masker.fixed_count(grid, progress)
 
     def _draw(self, context: MaskContext) -> Tensor:
         return _once_per_image(self, self.masker, context).repeat(context.views, 1)
