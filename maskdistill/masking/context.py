@@ -104,13 +104,18 @@ class MaskContext:
         # From an accelerator to the CPU one has to wait, or would read what is not there yet.
         return drawn.to(self.device, non_blocking=self.device.type != "cpu")
 
-    def highest(self, scores: Tensor, k: int | Tensor) -> Tensor:
+    def highest(self, scores: Tensor, k: int | Tensor, ties: bool = True) -> Tensor:
         """Mark the ``k`` highest scores of each row, ties at random: ``(B, N)`` bools.
 
         Scores that follow a signal have ties: attention that is still uniform, flat ground, binary
         maps. Without this the order of the patches would decide, the same way each time. One
-        random order per call serves all rows.
+        random order per call serves all rows. ``ties=False`` says that there are none, for the
+        scores are random themselves.
         """
+        if not ties:
+            if self.may_ask:
+                _refuse_nan(scores)
+            return top_k(scores, k)
         order = self.rand(scores.shape[1]).argsort()
         if isinstance(k, Tensor) or not k or not self.may_ask:
             if self.may_ask:

@@ -49,12 +49,12 @@ class _GuidedMasker(ExactMasker):
             score = gumbel if math.isinf(heat) else score + heat * gumbel
         part = scalar_at(self.share, context.progress)
         if part == 1:
-            return context.highest(score, count)
+            return context.highest(score, count, ties=heat == 0)
         follow = (
             (part * count + 1e-6).long() if isinstance(count, Tensor) else int(part * count + 1e-6)
         )
         # These come first, the rest of the count is drawn among all others.
-        return complete(context.highest(score, follow), count, context)
+        return complete(context.highest(score, follow, ties=heat == 0), count, context)
 
 
 @dataclass(frozen=True, repr=False)

@@ -72,4 +72,4 @@ class LearnedMasker(ExactMasker):
         heat = scalar_at(self.temperature, context.progress)
         if heat > 0:
             scores = scores / heat - (-context.rand(*scores.shape).log()).log()
-        return context.highest(scores, count)
+        return context.highest(scores, count, ties=heat == 0)
