@@ -14,7 +14,7 @@ from maskdistill.masking._engine import top_k
 from maskdistill.masking.algebra import complete
 from maskdistill.masking.base import Masker, hidden_if_fixed
 from maskdistill.masking.context import MaskContext, check_signal
-from maskdistill.masking.ratios import PerImage, Ratio, check_ratio
+from maskdistill.masking.ratios import PerImage, Ratio, check_ratio, rounded_down
 from maskdistill.masking.schedules import Scalar, check_scalar, scalar_at
 from maskdistill.masking.scores import ExactMasker
 
@@ -50,9 +50,7 @@ class _GuidedMasker(ExactMasker):
         part = scalar_at(self.share, context.progress)
         if part == 1:
             return context.highest(score, count, ties=heat == 0)
-        follow = (
-            (part * count + 1e-6).long() if isinstance(count, Tensor) else int(part * count + 1e-6)
-        )
+        follow = rounded_down(part * count)
         # These come first, the rest of the count is drawn among all others.
         return complete(context.highest(score, follow, ties=heat == 0), count, context)
 
@@ -197,7 +195,7 @@ class AttentionHintMasker(Masker):
     def _draw(self, context: MaskContext) -> Tensor:
         attention = context.per_patch("attention")
         count = context.count(self.ratio)
-        foremost = context.highest(attention, int(context.patches * self.pool + 1e-6))
+        foremost = context.highest(attention, rounded_down(context.patches * self.pool))
         shown = top_k(foremost + context.rand(*attention.shape), self._hints(context)) & foremost
         if not self.exact:
             return context.highest(attention, count) & ~shown
@@ -209,5 +207,5 @@ class AttentionHintMasker(Masker):
         pool = context.patches * self.pool
         if isinstance(self.hint, PerImage):
             share = self.hint.sample(context.batch, context.rand, context.progress)
-            return (pool * share + 1e-6).long()
-        return int(pool * scalar_at(self.hint, context.progress) + 1e-6)
+            return rounded_down(pool * share)
+        return rounded_down(pool * scalar_at(self.hint, context.progress))

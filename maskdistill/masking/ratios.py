@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ class Stratified(PerImage):
     def sample(self, batch: int, rand: Rand, progress: float = 0.0) -> Tensor:
         """Draw one number per image: ``(batch,)`` floats."""
         low, high = scalar_at(self.low, progress), scalar_at(self.high, progress)
-        strata = int(batch * self.share + _SLACK)
+        strata = rounded_down(batch * self.share)
         stratum = rand(batch).argsort()
         place = rand(batch) if self.jitter else 1
         ratio = low + (high - low) * ((stratum + place) / max(strata, 1))
@@ -142,6 +142,16 @@ def check_ratio(
             else ""
         )
         raise ValueError(f"{owner}: {name} must lie in [0, 1]; got {value!r}.{hint}")
+
+
+@overload
+def rounded_down(number: float) -> int: ...
+@overload
+def rounded_down(number: Tensor) -> Tensor: ...
+def rounded_down(number: float | Tensor) -> int | Tensor:
+    """Round down, but not by a whole one for an error of floating point."""
+    number = number + _SLACK
+    return number.long() if isinstance(number, Tensor) else int(number)
 
 
 def hidden_count(ratio: float, patches: int) -> int:

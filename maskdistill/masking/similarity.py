@@ -11,7 +11,7 @@ from maskdistill.masking._engine import top_k
 from maskdistill.masking.algebra import complete
 from maskdistill.masking.base import Masker, hidden_if_fixed
 from maskdistill.masking.context import MaskContext, check_signal
-from maskdistill.masking.ratios import Ratio, bounds, check_ratio, hidden_count
+from maskdistill.masking.ratios import Ratio, bounds, check_ratio, hidden_count, rounded_down
 from maskdistill.masking.schedules import Scalar, check_scalar, scalar_at
 from maskdistill.masking.scores import ExactMasker
 
@@ -84,7 +84,7 @@ class ClusterMasker(Masker):
         assert isinstance(count, int)
         least = 0.3 if self.least is None else self.least
         # Never more than the ratio asks for.
-        floor = min(context.patches - int(context.patches * (1 - least) + 1e-6), count)
+        floor = min(context.patches - rounded_down(context.patches * (1 - least)), count)
         low = likeness.new_full((), -1.0)
         high = likeness.new_full((), 1.0)
         for _ in range(_HALVINGS):
