@@ -34,7 +34,12 @@ from maskdistill.masking import (
     carry_signal,
     parse_masker,
 )
-from maskdistill.models import MaskedViT, MultiCropWrapper
+from maskdistill.models import (
+    MaskedViT,
+    MultiCropWrapper,
+    create_backbone,
+    supported_models,
+)
 from maskdistill.objectives import DINOHead, DINOLoss
 from maskdistill.views import AsymmetricMaskPolicy, ViewMasks, ViewPolicy
 
@@ -77,7 +82,9 @@ __all__ = [
     "ViewPolicy",
     "WarmUp",
     "carry_signal",
+    "create_backbone",
     "mask_pixels",
     "parse_masker",
     "presets",
+    "supported_models",
 ]

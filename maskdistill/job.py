@@ -353,7 +353,9 @@ def _draw(
 
 def _save_backbone(vit: MaskedViT, config: TrainingConfig, path: Path) -> None:
     """Write the teacher's backbone in timm's own layout."""
-    arguments = backbone_arguments(config.model, config.image_size, config.patch_size, config.depth)
+    arguments = backbone_arguments(
+        config.model, config.image_size, config.patch_size, config.depth, config.local_size
+    )
     state = {name: tensor.contiguous().cpu() for name, tensor in vit.backbone.state_dict().items()}
     path.write_bytes(save(state, metadata={"timm.create_model": json.dumps(arguments)}))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -34,6 +34,20 @@ class ViewMasks:
     teacher: list[Tensor | None]
     student_counts: list[int | None]
     teacher_counts: list[int | None]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewMasks:
+        """Return the masks on a device: for masks that were drawn in a data loader."""
+        return self._each(lambda mask: mask.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> ViewMasks:
+        """Return the masks in pinned memory; a ``DataLoader(pin_memory=True)`` calls this."""
+        return self._each(lambda mask: mask.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ViewMasks:
+        def changed(masks: list[Tensor | None]) -> list[Tensor | None]:
+            return [None if mask is None else change(mask) for mask in masks]
+
+        return replace(self, student=changed(self.student), teacher=changed(self.teacher))
 
 
 @dataclass(frozen=True, eq=False)

@@ -133,9 +133,13 @@ def test_the_backbone_loads_in_plain_timm(tmp_path: Path) -> None:
     teacher = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["teacher"]
     x = torch.randn(2, 3, 16, 16)
     again = timm.create_model(**arguments).eval()
-    prefix = "backbone.backbone."
+    prefix = "backbone."
     again.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in teacher.items() if k.startswith(prefix)}
+        {
+            name.removeprefix(prefix): value
+            for name, value in teacher.items()
+            if name.startswith(prefix) and name != prefix + "mask_token"
+        }
     )
     assert torch.equal(model(x), again(x))
 
@@ -202,6 +206,15 @@ def test_a_model_without_a_class_token(tmp_path: Path) -> None:
     out = tmp_path / "run"
     model = ("--model", "vit_base_patch16_siglip_224")
     assert run("--scenes", "40", "--max-steps", "1", "--out", str(out), *model) == 0
+    assert written(out) == FILES, "the attention is that of its attention pooling"
+    assert "attention_jaccard" in read(out / "summary.json")
+
+
+def test_a_model_without_attention(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    model = ("--model", "efficientvit_b0", "--image-size", "64", "--local-size", "32")
+    assert run("--scenes", "40", "--max-steps", "1", "--out", str(out), *model,
+               "--patch-size", "32", "--depth", "None", "--drop-path", "0") == 0  # fmt: skip
     assert written(out) == FILES - {"attention.png"}
     assert "attention_jaccard" not in read(out / "summary.json")
 
@@ -227,7 +240,7 @@ def refused(
         (("--masker", "RandonMasker(0.5)"), "Did you mean RandomMasker"),
         (("--masker", "__import__('os')"), "unknown masker '__import__'"),
         (("--image-size", "30"), "multiple of patch_size"),
-        (("--model", "resnet18"), "cannot be built as a ViT"),
+        (("--model", "resnet18"), "cannot be built for images of 16x16"),
         (("--model", "no_such_vit"), "timm knows no model"),
         (("--batch-size", "4096"), "do not fill one step"),
         (("--device", "cuda:7" if not torch.cuda.is_available() else "tpu"), "device"),

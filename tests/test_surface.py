@@ -20,7 +20,7 @@ PUBLIC = sorted(
     LearnedMasker Linear MaskContext MaskedViT Masker Mixture MultiBlockMasker MultiCropWrapper
     NoMasker PartMasker Quadratic RandomMasker SceneMasker SignalMasker SingleBlockMasker
     SquaresMasker Steps Stratified Uniform ViewMasks ViewPolicy WarmUp carry_signal mask_pixels
-    parse_masker presets
+    create_backbone parse_masker presets supported_models
     """.split()  # noqa: SIM905  # one literal list, to be read
 )
 

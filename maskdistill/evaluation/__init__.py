@@ -3,11 +3,11 @@
 from maskdistill.evaluation.attention import AttentionJaccard, attention_jaccard, keep_mass
 from maskdistill.evaluation.features import (
     balanced_indices,
-    evaluating,
     extract_features,
     raw_pixels,
 )
 from maskdistill.evaluation.knn import knn_accuracy
+from maskdistill.models.probing import evaluating
 
 __all__ = [
     "AttentionJaccard",

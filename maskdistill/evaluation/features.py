@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from maskdistill.data.augment import normalize, resize_for_evaluation
+from maskdistill.models import MaskedViT
+from maskdistill.models.probing import evaluating
 
 
 class _Prepared(Dataset[tuple[Tensor, int]]):
@@ -25,18 +26,6 @@ class _Prepared(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and each of its parts back into its own mode after."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 @torch.no_grad()
@@ -56,7 +45,8 @@ def extract_features(
     (torch.Size([10000, 192]), torch.Size([10000]))
 
     Args:
-        backbone: gives ``(B, D)``; runs in evaluation mode, and is put back afterwards.
+        backbone: a ``MaskedViT``, or a network that gives ``(B, D)``; runs in evaluation mode, and
+            is put back afterwards.
         images: of (RGB image, label) pairs.
         image_size: pixels of a side.
         indices: which images; None is all.
@@ -72,9 +62,10 @@ def extract_features(
     device = next(backbone.parameters()).device
     loader = DataLoader(_Prepared(chosen, image_size), batch_size=batch_size, num_workers=workers)
     features, labels = [], []
+    embed = backbone.embed if isinstance(backbone, MaskedViT) else backbone
     with evaluating(backbone):
         for batch, label in loader:
-            features.append(backbone(normalize(batch.to(device))).float().cpu())
+            features.append(embed(normalize(batch.to(device))).float().cpu())
             labels.append(label)
     return torch.cat(features), torch.cat(labels)
 

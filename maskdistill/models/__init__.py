@@ -1,15 +1,19 @@
 """The networks: a mask-taking adapter around any ViT, and the multi-crop wrapper."""
 
 from maskdistill.models.adapter import MaskedViT
-from maskdistill.models.attention import AttentionRecord
+from maskdistill.models.attention import AttentionRecord, Query
 from maskdistill.models.create import backbone_arguments, create_backbone
 from maskdistill.models.multicrop import MultiCropOutput, MultiCropWrapper
+from maskdistill.models.support import ModelSupport, supported_models
 
 __all__ = [
     "AttentionRecord",
     "MaskedViT",
+    "ModelSupport",
     "MultiCropOutput",
     "MultiCropWrapper",
+    "Query",
     "backbone_arguments",
     "create_backbone",
+    "supported_models",
 ]

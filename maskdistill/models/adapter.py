@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,13 +15,25 @@ from maskdistill.applying import (
     Application,
     Fill,
     check_mask,
-    drop_tokens,
     mask_pixels,
     patch_grid,
     visible_indices,
 )
-from maskdistill.models.attention import AttentionRecord, LastAttention
-from maskdistill.models.layouts import Layout, find_layout
+from maskdistill.models import sizes, transparent
+from maskdistill.models.attention import AttentionRecord, LastAttention, Query
+from maskdistill.models.dropping import Dropping, find_dropping
+from maskdistill.models.embedding import pooled
+from maskdistill.models.probing import (
+    find_stem,
+    image_size_of,
+    model_name,
+    overlaps,
+    pair,
+    patch_size_of,
+    prefix_tokens,
+    stem_of,
+)
+from maskdistill.models.request import Request, Tie, Waiting
 
 
 class MaskedViT(nn.Module):
@@ -34,29 +46,40 @@ class MaskedViT(nn.Module):
     >>> vit(torch.zeros(8, 3, 224, 224), mask).shape
     torch.Size([8, 192])
 
-    The weights and the state-dict keys of the wrapped model are never touched: it is hooked, not
-    rebuilt, and lives on as ``.backbone``. ``unwrap()`` takes the hooks away again.
+    The weights of the wrapped model are never touched: it is hooked, not rebuilt, and lives on as
+    ``.backbone``. State dicts have its own keys, and ``mask_token`` besides; attributes that this
+    class does not have are the wrapped model's. ``unwrap()`` takes the hooks away again.
+
+    Any model of timm can be wrapped, and others with one place where patch tokens appear;
+    ``supported_models()`` says what each takes. In hierarchical models (Swin, PVT, Hiera) the mask
+    lies on the coarsest grid, and is brought to the finer one of the stem. Where the filters of a
+    stem reach over their patch, the pixels of hidden patches are set to zero as well, so that
+    nothing of them is seen.
 
     Args:
-        vit: a timm ``VisionTransformer`` or ``Eva``, or another ViT with one patch embedding.
+        vit: a ViT of timm, or another model with one patch embedding.
         apply: ``"token"`` replaces hidden patch embeddings by a learned token (``mask_token``,
-            zeros at first, as in iBOT), before the position embedding; ``"drop"`` removes the
-            tokens, after it; ``"pixel"`` fills the patches in the image, in front of any network.
+            zeros at first, as in iBOT; the model's own where it has one), before the position
+            embedding; ``"drop"`` removes the tokens, after it; ``"pixel"`` fills the patches in the
+            image, in front of any network.
         fill: for ``"pixel"``: ``"zero"``, ``"mean"``, ``"noise"`` or ``"blur"``.
-        patch_embed: dotted path of the module whose output are the patch tokens.
-        patch_size: pixels per patch, where the model does not say (``patch_embed.patch_size``).
+        patch_embed: dotted path of the module whose output are the patch tokens; None looks for it.
+        first_block: for ``"drop"`` in models that are not timm's: dotted path of the module into
+            which all tokens go first, such as ``"blocks.0"``. All that follows must work without
+            the whole grid.
+        patch_size: pixels per patch of the mask; None is the model's own.
         image_size: (height, width) of the dry run that finds the layout, where the model does not
             say.
 
     Attributes:
         backbone: the wrapped model.
-        mask_token: ``(1, 1, D)`` parameter with ``apply="token"``, else None.
-        patch_size: pixels per patch, (height, width).
+        mask_token: the learned token with ``apply="token"``, ``(1, 1, D)``, else None.
+        patch_size: pixels per patch of the mask, (height, width).
         prefix_tokens: class and register tokens before the patches.
 
     Raises:
         ValueError: what cannot work, at once and in a sentence: no patch embedding, an unknown
-            layout, no slot to drop tokens, an unknown ``apply`` or ``fill``.
+            layout, tokens that cannot be dropped, an unknown ``apply`` or ``fill``.
     """
 
     def __init__(
@@ -65,7 +88,8 @@ class MaskedViT(nn.Module):
         apply: Application = "token",
         *,
         fill: Fill = "zero",
-        patch_embed: str = "patch_embed",
+        patch_embed: str | None = None,
+        first_block: str | None = None,
         patch_size: int | tuple[int, int] | None = None,
         image_size: tuple[int, int] | None = None,
     ) -> None:
@@ -81,24 +105,45 @@ class MaskedViT(nn.Module):
         self.backbone = vit
         self.apply_mask = apply
         self.fill: Fill = fill
-        self.name = _model_name(vit)
-        self.patch_size = _pair(patch_size or self._find_patch_size(patch_embed))
-        self.prefix_tokens = int(getattr(vit, "num_prefix_tokens", 1))
+        self.name = model_name(vit)
+        self.prefix_tokens = prefix_tokens(vit)
         self.mask_token: nn.Parameter | None = None
-        self._request = _Request()
-        self._attention: LastAttention | None = None
+        self._request = Request()
+        self._waiting: Waiting | None = None
+        self._attention: dict[Query | None, LastAttention] = {}
+        self._dropping: Dropping | None = None
         self._hook: Any = None
-        self._old_slot: list[Any] = []  # a list, so that it is not registered as a child
+        self._blanks = False  # whether pixels of hidden patches are set to zero besides
+        given = None if patch_size is None else pair(patch_size)
+        found = stem_of(vit, patch_embed)
+        stem = found[1] if found else None
+        self._built_for = image_size or image_size_of(vit, stem)
         if apply == "token":
-            self._hook_patch_embed(patch_embed, image_size)
-        elif apply == "drop":
-            self._fill_drop_slot()
+            self._hook_stem(patch_embed, given, image_size)
+        else:
+            self.patch_size = given or self._stated_patch_size(stem)
+        if apply == "drop":
+            self._blanks = stem is not None and overlaps(stem)
+            self._dropping = find_dropping(
+                vit,
+                self._request,
+                first_block=first_block,
+                patch_embed=patch_embed,
+                patch_size=self.patch_size,
+                image_size=image_size,
+            )
+        transparent.install(self)
 
     # --- Forward
 
     def forward(
-        self, images: Tensor, mask: Tensor | None = None, *, visible: int | None = None
-    ) -> Tensor:
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        *,
+        visible: int | None = None,
+        **arguments: Any,
+    ) -> Any:
         """Return what the wrapped model returns for the images, masked.
 
         Args:
@@ -107,50 +152,104 @@ class MaskedViT(nn.Module):
             visible: for ``"drop"``: the visible patches of every row, where known. Without it they
                 are counted, which makes the host wait for an accelerator and breaks a compiled
                 graph.
+            arguments: for the wrapped model, as they are.
 
         Raises:
-            ValueError: a mask that does not fit the images, or rows that differ in a drop.
+            ValueError: a mask that does not fit the images, rows that differ in a drop, or images
+                of a size that the model does not take.
         """
-        images = self._begin(images, mask, visible)
-        try:
-            return self.backbone(images)  # type: ignore[no-any-return]
-        finally:
-            self._request.clear()
+        return self._run("forward", images, mask, visible, arguments)
 
     def forward_features(
-        self, images: Tensor, mask: Tensor | None = None, *, visible: int | None = None
-    ) -> Tensor:
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        *,
+        visible: int | None = None,
+        **arguments: Any,
+    ) -> Any:
         """Return what the wrapped model's ``forward_features`` returns: all tokens, normalised."""
-        images = self._begin(images, mask, visible)
+        return self._run("forward_features", images, mask, visible, arguments)
+
+    def embed(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        *,
+        visible: int | None = None,
+        **arguments: Any,
+    ) -> Tensor:
+        """Return one embedding per image, ``(B, D)``: what DINO's head takes, of any model.
+
+        A model without a classifier (timm: ``num_classes=0``) has pooled its tokens already, by
+        class token, mean or attention, and its output is taken; of one with a classifier, what goes
+        into it. Else the class token is taken, or without one the mean of the patches.
+        """
+        backbone: Any = self.backbone
+        if getattr(backbone, "num_classes", 0) and hasattr(backbone, "forward_head"):
+            tokens = self.forward_features(images, mask, visible=visible, **arguments)
+            return pooled(backbone.forward_head(tokens, pre_logits=True), backbone)
+        return pooled(self(images, mask, visible=visible, **arguments), backbone)
+
+    @contextmanager
+    def masking(
+        self, masks: Sequence[Tensor | None], counts: Sequence[int | None] | None = None
+    ) -> Iterator[None]:
+        """Mask the forwards inside, in anybody's code that calls the model without masks.
+
+        >>> with vit.masking(masks.student):  # doctest: +SKIP
+        ...     out = student(crops)  # calls the wrapped model, once per crop or per size
+
+        Each forward takes the masks of its crops, in their order: with B images per crop, a forward
+        with 3 B images takes three. Clean crops among masked ones in one forward get a mask that
+        hides nothing.
+
+        Args:
+            masks: one per crop, ``(B, N)`` bool or None, as ``ViewMasks.student`` is.
+            counts: the hidden patches of every row per crop, where known (``student_counts``);
+                see ``visible`` in the call.
+
+        Raises:
+            ValueError: a forward with more crops than masks are left, or with part of a crop.
+            RuntimeError: at the end, crops for which no forward came.
+        """
+        if self._waiting is not None:
+            raise RuntimeError("masking() is running already; leave that block first.")
+        self._waiting = Waiting(masks, counts)
         try:
-            return self.backbone.forward_features(images)  # type: ignore[no-any-return, operator]
+            yield
+            self._waiting.check_done()
         finally:
-            self._request.clear()
+            self._waiting = None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the patch grid (rows, columns) of images of this many pixels."""
         return patch_grid((height, width), self.patch_size)
 
-    def attention(self, images: Tensor) -> Tensor:
-        """Return the class token's attention to the patches in the last block.
+    def attention(self, images: Tensor, query: Query | None = None) -> Tensor:
+        """Return the attention to the patches in the last block.
 
         Args:
             images: ``(B, C, H, W)``.
+            query: whose attention: ``"class"``, ``"pool"``, ``"register"`` or ``"mean"``; None is
+                the class token's where there is one, else the attention pooling's, else the mean
+                over the patches'.
 
         Returns:
             ``(B, heads, N)`` softmax weights without the prefix tokens' columns, so a row sums to
             at most 1.
 
         Raises:
-            ValueError: a model without a class token, or whose attention cannot be recorded.
+            ValueError: a model whose last attention does not look at all patches, or a query that
+                it does not have.
         """
-        with torch.no_grad(), self.record_attention() as record:
+        with torch.no_grad(), self.record_attention(query) as record:
             self(images)
         return record.attention
 
     @contextmanager
-    def record_attention(self) -> Iterator[AttentionRecord]:
-        """Record the last block's class-token attention of the forwards inside the context.
+    def record_attention(self, query: Query | None = None) -> Iterator[AttentionRecord]:
+        """Record the last block's attention of the forwards inside the context.
 
         >>> with vit.record_attention() as record:  # doctest: +SKIP
         ...     features = vit(images)
@@ -160,9 +259,9 @@ class MaskedViT(nn.Module):
         Only inside, and only in that block, attention runs unfused; other forwards cost nothing,
         and the features agree with the fused ones to rounding (about 1e-6).
         """
-        if self._attention is None:
-            self._attention = LastAttention(self.backbone, self.name, self.prefix_tokens)
-        with self._attention.recording() as record:
+        if query not in self._attention:
+            self._attention[query] = LastAttention(self.backbone, self._request, query)
+        with self._attention[query].recording() as record:
             yield record
 
     def unwrap(self) -> nn.Module:
@@ -170,11 +269,11 @@ class MaskedViT(nn.Module):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        if self._attention is not None:
-            self._attention.remove()
-            self._attention = None
-        if self.apply_mask == "drop":
-            self.backbone.patch_drop = self._old_slot[0]
+        for attention in self._attention.values():
+            attention.remove()
+        self._attention = {}
+        if self._dropping is not None:
+            self._dropping.remove()
         return self.backbone
 
     def extra_repr(self) -> str:
@@ -182,7 +281,49 @@ class MaskedViT(nn.Module):
         fill = f", fill={self.fill!r}" if self.apply_mask == "pixel" else ""
         return f"apply={self.apply_mask!r}{fill}, patch_size={self.patch_size}"
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "backbone":
+                raise
+            return getattr(self.backbone, name)
+
+    def _run(
+        self,
+        method: str,
+        images: Tensor,
+        mask: Tensor | None,
+        visible: int | None,
+        arguments: dict[str, Any],
+    ) -> Any:
+        images = self._begin(images, mask, visible)
+        try:
+            if self._request.keep is not None and self._dropping is not None:
+                output = self._dropping.run(method, images, **arguments)
+            elif method == "forward":
+                output = self.backbone(images, **arguments)
+            else:
+                output = getattr(self.backbone, method)(images, **arguments)
+            if self._request.recorder is not None:
+                self._request.recorder.check_recorded()
+            return output
+        except (AssertionError, IndexError, RuntimeError, TypeError) as error:
+            if torch.compiler.is_compiling():
+                raise
+            sizes.explain(error, self.backbone, self._built_for, tuple(images.shape[-2:]))
+            raise
+        finally:
+            self._request.clear()
+
     def _begin(self, images: Tensor, mask: Tensor | None, visible: int | None) -> Tensor:
+        request = self._request
+        hidden = None
+        if mask is None and self._waiting is not None:
+            mask, hidden = self._waiting.take(images.shape[0])
+        if request.recorder is not None:
+            rows, columns = self.grid(images.shape[-2], images.shape[-1])
+            request.batch, request.patches = images.shape[0], rows * columns
         if mask is None:
             return images
         if images.ndim != 4:
@@ -191,174 +332,57 @@ class MaskedViT(nn.Module):
         check_mask(mask, images.shape[0], grid)
         if self.apply_mask == "pixel":
             return mask_pixels(images, mask, self.patch_size, self.fill)
-        self._request.mask, self._request.visible, self._request.grid = mask, visible, grid
+        if self._blanks:
+            images = mask_pixels(images, mask, self.patch_size)
+        if self.apply_mask == "drop":
+            if visible is None and hidden is not None:
+                visible = mask.shape[1] - hidden
+            request.keep = visible_indices(mask, visible)
+            request.patches = request.keep.shape[1]
+        request.mask, request.grid = mask, grid
         return images
 
     # --- Finding the model's hooks, once
 
-    def _find_patch_size(self, path: str) -> int | tuple[int, int]:
-        for owner in (_module(self.backbone, path), self.backbone):
-            size = getattr(owner, "patch_size", None)
-            if isinstance(size, int) or (isinstance(size, (tuple, list)) and len(size) == 2):
-                return size  # type: ignore[return-value]
-        raise ValueError(
-            f"{self.name} does not say its patch size: it has no {path}.patch_size. It may be no "
-            "ViT, or keep its patch embedding elsewhere: give patch_embed='path.to.module' or "
-            "patch_size=...; with apply='pixel' and a patch_size any network works."
-        )
+    def _stated_patch_size(self, stem: nn.Module | None) -> tuple[int, int]:
+        size = patch_size_of(self.backbone, stem, self._built_for)
+        if size is None:
+            try:  # a stem may show in its tokens what it does not say
+                size = find_stem(self.backbone, None, None, None).patch_size
+            except ValueError:
+                raise ValueError(
+                    f"{self.name} does not say its patch size, and has no patch embedding that "
+                    "shows it. Give patch_size=..., the pixels per patch of the mask; with "
+                    "apply='pixel' any network works."
+                ) from None
+        return size
 
-    def _hook_patch_embed(self, path: str, image_size: tuple[int, int] | None) -> None:
-        module = _module(self.backbone, path)
-        if module is None:
-            raise ValueError(
-                f"{self.name} has no module {path!r}, so there is no place for a mask token. Give "
-                "the module that yields patch tokens as patch_embed='path.to.module', or use "
-                "apply='pixel'."
+    def _hook_stem(
+        self,
+        path: str | None,
+        patch_size: tuple[int, int] | None,
+        image_size: tuple[int, int] | None,
+    ) -> None:
+        stem = find_stem(self.backbone, path, patch_size, image_size)
+        self.patch_size = stem.patch_size
+        self._layout, self._blanks = stem.layout, stem.overlaps
+        self.mask_token = transparent.own_mask_token(self.backbone, stem.width)
+        if self.mask_token is None:
+            parameter = next(self.backbone.parameters(), torch.empty(0))
+            self.mask_token = nn.Parameter(
+                torch.zeros(1, 1, stem.width, device=parameter.device, dtype=parameter.dtype)
             )
-        self._layout, width = self._dry_run(module, path, image_size)
-        parameter = next(self.backbone.parameters(), torch.empty(0))
-        self.mask_token = nn.Parameter(
-            torch.zeros(1, 1, width, device=parameter.device, dtype=parameter.dtype)
-        )
-        self._hook = module.register_forward_hook(self._replace)
+        self._hook = stem.module.register_forward_hook(self._replace)
 
     def _replace(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        request = self._request
-        if request.mask is None or self.mask_token is None:
+        request, token = self._request, self.mask_token
+        if token is None:
             return None
-        return self._layout.replace(output, request.mask, self.mask_token[0, 0], request.grid)
-
-    def _dry_run(
-        self, module: nn.Module, path: str, image_size: tuple[int, int] | None
-    ) -> tuple[Layout, int]:
-        """Run the model on one empty image up to its patch tokens; return layout and width."""
-        height, width = image_size or _image_size(self.backbone, module)
-        parameter = next(self.backbone.parameters(), torch.empty(0))
-        channels = int(getattr(self.backbone, "in_chans", 3) or 3)
-        image = torch.zeros(
-            1, channels, height, width, device=parameter.device, dtype=parameter.dtype
-        )
-        try:
-            with torch.no_grad():
-                output = _output_of(module, self.backbone, image)
-        except Exception as error:
-            raise ValueError(
-                f"{self.name} cannot take an image of {height}x{width} pixels in a dry run: "
-                f"{error}. Give image_size=(height, width)."
-            ) from error
-        layout = find_layout(output, self.grid(height, width))
-        if layout is None:
-            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            rows, columns = self.grid(height, width)
-            raise ValueError(
-                f"{self.name}: {path!r} returns {came} for an image of {height}x{width}, which is "
-                f"no {rows}x{columns} grid of patches. Give the module that yields patch tokens as "
-                "patch_embed=..., or use apply='pixel'."
-            )
-        tokens = output[0] if layout.in_tuple else output
-        return layout, tokens.shape[1] if layout.axes == "b d h w" else tokens.shape[-1]
-
-    def _fill_drop_slot(self) -> None:
-        if not hasattr(self.backbone, "patch_drop"):
-            raise ValueError(
-                f"{self.name} has no patch_drop slot, so its tokens cannot be dropped. timm's "
-                "VisionTransformer and Eva families have one; else use apply='token' or 'pixel'."
-            )
-        slot: Any = self.backbone.patch_drop
-        if slot is not None and not isinstance(slot, nn.Identity):
-            raise ValueError(
-                f"{self.name} was built with patch_drop_rate > 0, which apply='drop' would replace "
-                "in silence. Build it with patch_drop_rate=0."
-            )
-        # Eva leaves the slot None and expects the kept indices as well, for its rotary embedding.
-        self._old_slot.append(slot)
-        self.backbone.patch_drop = _DropSlot(self._request, self.prefix_tokens, slot is None)
-
-
-class _Request:
-    """What the hooks read: the mask of the forward that is running, if any.
-
-    An object of its own, so that torch.compile sees one thing from both sides; through a method
-    bound to the wrapper, torch 2.6 reads a mask that is out of date.
-    """
-
-    def __init__(self) -> None:
-        self.mask: Tensor | None = None
-        self.visible: int | None = None
-        self.grid = (0, 0)
-
-    def clear(self) -> None:
-        """Forget the mask."""
-        self.mask = self.visible = None
-
-
-class _DropSlot(nn.Module):
-    """Stands in timm's ``patch_drop`` slot; holds no parameters and does nothing without a mask."""
-
-    def __init__(self, request: _Request, prefix_tokens: int, wants_indices: bool) -> None:
-        super().__init__()
-        self.request = request
-        self.prefix_tokens = prefix_tokens
-        self.wants_indices = wants_indices
-
-    def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
-        """Drop the hidden tokens, returning the kept indices where the model asks for them."""
-        keep = None
-        if self.request.mask is not None:
-            keep = visible_indices(self.request.mask, self.request.visible)
-            tokens = drop_tokens(tokens, keep, self.prefix_tokens)
-        return (tokens, keep) if self.wants_indices else tokens
-
-
-class _FoundError(Exception):
-    """Carries the patch tokens out of a dry run, so that the rest of the model need not run."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
-
-
-def _output_of(module: nn.Module, model: nn.Module, image: Tensor) -> Any:
-    def stop(module: nn.Module, inputs: Any, output: Any) -> None:
-        raise _FoundError(output)
-
-    # A stem with batch norm would otherwise count the empty image in its statistics.
-    modes = {child: child.training for child in model.modules()}
-    model.eval()
-    hook = module.register_forward_hook(stop)
-    try:
-        model(image)
-    except _FoundError as found:
-        return found.output
-    finally:
-        hook.remove()
-        for child, training in modes.items():
-            child.training = training
-    raise ValueError("its forward never calls that module")
-
-
-def _image_size(model: nn.Module, patch_embed: nn.Module) -> tuple[int, int]:
-    size = getattr(patch_embed, "img_size", None)
-    if size is None:
-        size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (224, 224))[-2:]
-    return _pair(size)
-
-
-def _module(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
+        if request.mask is not None:
+            return self._layout.replace(output, request.mask, token.reshape(-1), request.grid)
+        if self.training and token.requires_grad and torch.is_grad_enabled():
+            return self._layout.map(output, lambda tokens: Tie.apply(tokens, token))
         return None
-
-
-def _model_name(model: nn.Module) -> str:
-    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    kind = type(model).__name__
-    return f"{kind} ({architecture})" if architecture else kind
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,12 +1,26 @@
-"""The class token's attention in the last block, recorded while the model runs."""
+"""What the last attention looks at, recorded while the model runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from maskdistill.models.probing import has_class_token, model_name
+from maskdistill.models.request import Request
+
+Query: TypeAlias = Literal["class", "pool", "register", "mean"]
+"""Whose attention: the class token's; the query's of an attention pooling; the mean over the
+register tokens; or the mean over all patches."""
+QUERIES: tuple[str, ...] = get_args(Query)
+
+# Blocks in which a class token alone asks, after the others: CaiT, XCiT, VOLO.
+_CLASS_BLOCKS = ("blocks_token_only", "cls_attn_blocks", "post_network")
 
 
 class AttentionRecord:
@@ -17,7 +31,7 @@ class AttentionRecord:
 
     @property
     def attention(self) -> Tensor:
-        """``(B, heads, N)`` attention from the class token to the patches.
+        """``(B, heads, N)`` attention to the patches.
 
         Raises:
             RuntimeError: no forward has run inside the recording context.
@@ -30,61 +44,212 @@ class AttentionRecord:
 
 
 class LastAttention:
-    """Finds a model's last attention and records its class-token row on request.
+    """Finds a model's last attention and records what it looks at, on request.
 
-    Fused attention never forms its weights, so the last block alone runs unfused while recording;
-    there timm passes the softmax through ``attn_drop``, where a hook reads it, whatever the family
-    does to queries and keys before (rotary embedding, normalisation, biases).
+    Fused attention never forms its weights. Where timm passes the softmax through ``attn_drop``, a
+    hook reads it there, whatever the family does to queries and keys before (rotary embedding,
+    normalisation, biases), and the last block alone runs unfused while recording. Elsewhere the
+    calls of softmax or of fused attention inside that one module are looked at.
 
     Args:
-        model: a ViT with a class token and ``attn_drop`` in its attention.
-        name: what to call it in errors.
-        prefix_tokens: class and register tokens before the patches; the class token is the first.
+        model: the wrapped model.
+        request: says how many patches the running forward sees.
+        query: whose attention; None takes the class token's where there is one, else that of an
+            attention pooling, else the mean over the patches.
 
     Raises:
-        ValueError: no class token, or no attention to read.
+        ValueError: no such query, or no attention to read.
     """
 
-    def __init__(self, model: nn.Module, name: str, prefix_tokens: int) -> None:
-        if getattr(model, "cls_token", None) is None:
+    def __init__(self, model: nn.Module, request: Request, query: Query | None = None) -> None:
+        self.name = model_name(model)
+        self.request = request
+        self.query, scope = _scope(model, query, self.name)
+        self.has_class_token = has_class_token(model)
+        self._module: Any = _attention_in(scope, model, self.query)
+        if self._module is None:
             raise ValueError(
-                f"{name} has no class token, so it has no class-token attention. Choose a model "
-                "with one, or a masker that needs no attention."
+                f"{self.name}: no attention was found, so it cannot be recorded. Choose a "
+                "transformer, or a masker that needs no attention."
             )
-        blocks = getattr(model, "blocks", None)
-        last: nn.Module = (
-            blocks[-1] if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else model
-        )
-        attentions: list[Any] = [
-            m for m in last.modules() if isinstance(getattr(m, "attn_drop", None), nn.Module)
-        ]
-        if not attentions:
-            raise ValueError(
-                f"{name}: no attention module with an attn_drop was found, so its attention "
-                "cannot be recorded. timm's VisionTransformer and Eva families have one."
-            )
-        self._module: Any = attentions[-1]
-        self._prefix = prefix_tokens
         self._record: AttentionRecord | None = None
-        self._hook: Any = self._module.attn_drop.register_forward_pre_hook(self._read)
+        drop = getattr(self._module, "attn_drop", None)
+        if isinstance(drop, nn.Module):
+            self._hooks = [drop.register_forward_pre_hook(self._read_dropout)]
+        else:
+            self._hooks = [
+                self._module.register_forward_pre_hook(self._enter),
+                self._module.register_forward_hook(self._leave, always_call=True),
+            ]
+        self._spy: _Spy | None = None
 
     def remove(self) -> None:
-        """Take the hook away again."""
-        self._hook.remove()
+        """Take the hooks away again."""
+        for hook in self._hooks:
+            hook.remove()
 
     @contextmanager
     def recording(self) -> Iterator[AttentionRecord]:
         """Yield a record that every forward inside the context overwrites."""
-        fused = getattr(self._module, "fused_attn", False)
+        fused = getattr(self._module, "fused_attn", None)
         self._record = record = AttentionRecord()
-        self._module.fused_attn = False
+        if fused:
+            self._module.fused_attn = False
+        self.request.recorder = self
         try:
             yield record
         finally:
-            self._module.fused_attn = fused
+            if fused:
+                self._module.fused_attn = fused
+            self.request.recorder = None
             self._record = None
 
-    def _read(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def check_recorded(self) -> None:
+        """Refuse a forward in which no attention weights appeared.
+
+        Raises:
+            ValueError: attention without a softmax over patches (factorised or linear).
+        """
+        if self._record is not None and self._record._attention is None:
+            raise ValueError(
+                f"{self.name}: its last attention has no softmax over patches to record. Choose a "
+                "plain ViT, or a masker that needs no attention."
+            )
+
+    def _read_dropout(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         # Before dropout: (B, heads, queries, keys), rows that sum to 1.
         if self._record is not None:
-            self._record._attention = inputs[0][:, :, 0, self._prefix :]
+            self._record._attention = self._of_query(inputs[0])
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        if self._record is not None:
+            self._spy = _Spy()
+            self._spy.__enter__()  # type: ignore[no-untyped-call]
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        spy, self._spy = self._spy, None
+        if spy is None:
+            return
+        spy.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if self._record is not None and spy.seen:
+            self._record._attention = self._of_query(spy.seen[-1])
+
+    def _of_query(self, weights: Tensor) -> Tensor:
+        """Return (B, heads, N) of softmax weights (B, heads, queries, keys)."""
+        patches, batch = self.request.patches, self.request.batch
+        if weights.ndim == 3 and weights.shape[0] % batch == 0:  # SAM: heads along the batch
+            weights = weights.unflatten(0, (batch, -1))
+        if weights.ndim == 5 and weights.shape[2] == 1:  # NesT: one block at the end
+            weights = weights.squeeze(2)
+        prefix = weights.shape[-1] - patches
+        queries = weights.shape[-2]
+        fits = weights.ndim == 4 and weights.shape[0] == batch and 0 <= prefix <= max(patches, 16)
+        if self.query in ("mean", "register"):
+            fits = fits and queries == weights.shape[-1]
+        if not fits:
+            raise ValueError(
+                f"{self.name}: its last attention has the weights {tuple(weights.shape)} for "
+                f"{batch} images of {patches} patches, so it looks at windows, pooled tokens or "
+                "channels rather than at all patches. Choose a plain ViT, or a masker that needs "
+                "no attention."
+            )
+        to_patches = weights[..., prefix:]
+        if self.query == "class":
+            return to_patches[:, :, 0]
+        if self.query == "pool":
+            return to_patches.mean(dim=2)
+        if self.query == "mean":
+            return to_patches[:, :, prefix:].mean(dim=2)
+        first = 1 if self.has_class_token else 0
+        if prefix <= first:
+            raise ValueError(
+                f"{self.name} has no register tokens. Use query='class', 'mean' or None."
+            )
+        return to_patches[:, :, first:prefix].mean(dim=2)
+
+
+def _scope(model: nn.Module, query: Query | None, name: str) -> tuple[Query, nn.Module]:
+    """Return whose attention to take, and the part of the model that has it."""
+    if query is not None and query not in QUERIES:
+        raise ValueError(f"query must be one of {', '.join(QUERIES)}, or None; got {query!r}.")
+    pool = getattr(model, "attn_pool", None)
+    class_token = has_class_token(model)
+    if query is None:
+        query = "class" if class_token else "pool" if isinstance(pool, nn.Module) else "mean"
+    if query == "pool":
+        if not isinstance(pool, nn.Module):
+            raise ValueError(f"{name} has no attention pooling. Use query=None.")
+        return query, pool
+    if query == "class":
+        if not class_token:
+            raise ValueError(
+                f"{name} has no class token, so it has no class-token attention. Use query=None, "
+                "which takes the attention pooling's or the mean over the patches."
+            )
+        for attribute in _CLASS_BLOCKS:
+            if isinstance(getattr(model, attribute, None), nn.Module):
+                return query, getattr(model, attribute)
+    blocks = getattr(model, "blocks", None)
+    if isinstance(blocks, (nn.Sequential, nn.ModuleList)) and len(blocks):
+        return query, blocks[-1]
+    return query, model
+
+
+def _attention_in(scope: nn.Module, model: nn.Module, query: Query) -> nn.Module | None:
+    """Return the last attention in the scope: one with an ``attn_drop``, or called an attention."""
+    pool = getattr(model, "attn_pool", None)
+    pooling = set(pool.modules()) if isinstance(pool, nn.Module) and query != "pool" else set()
+    found = None
+    for module in scope.modules():
+        kind = type(module).__name__
+        named = "Attention" in kind or "Attn" in kind
+        if (named or isinstance(getattr(module, "attn_drop", None), nn.Module)) and (
+            module not in pooling
+        ):
+            found = module
+    return found
+
+
+class _Spy(TorchFunctionMode):
+    """Sees the attention weights of whatever runs inside: softmax, or fused attention."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        output = func(*args, **kwargs)
+        if func in (torch.Tensor.softmax, torch.softmax, F.softmax):
+            self.seen.append(output)
+        elif func is F.scaled_dot_product_attention:
+            self.seen.append(_weights(*args, **kwargs))
+        return output
+
+
+def _weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return the weights that fused attention does not form."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query * scale) @ key.transpose(-2, -1)
+    if attn_mask is not None:
+        mask = attn_mask
+        scores = (
+            scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        )
+    return scores.softmax(dim=-1)

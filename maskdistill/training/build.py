@@ -42,12 +42,13 @@ def build_state(
                 config.model,
                 config.image_size,
                 config.patch_size,
+                local_size=config.local_size,
                 depth=config.depth,
                 drop_path=config.drop_path,
             )
         vit = MaskedViT(backbone, config.apply)
         head = DINOHead(
-            _embedding_width(vit, config.image_size),
+            _embedding_width(vit, config),
             config.out_dim,
             hidden_dim=config.hidden_dim,
             bottleneck_dim=config.bottleneck_dim,
@@ -129,14 +130,14 @@ def _empty_image(vit: MaskedViT, size: int) -> torch.Tensor:
     return torch.zeros(1, 3, size, size, device=next(vit.parameters()).device)
 
 
-def _embedding_width(vit: MaskedViT, image_size: int) -> int:
+def _embedding_width(vit: MaskedViT, config: TrainingConfig) -> int:
+    """Return the width of the embeddings of crops of all sizes; refuses sizes it does not take."""
+    assert config.local_size is not None
     training = vit.training
     with torch.no_grad():
-        embedding = vit.eval()(_empty_image(vit, image_size))
+        widths = [
+            vit.eval().embed(_empty_image(vit, size)).shape[1]
+            for size in (config.local_size, config.image_size)
+        ]
     vit.train(training)
-    if embedding.ndim != 2:
-        raise ValueError(
-            f"the backbone gives {tuple(embedding.shape)} instead of one embedding per image "
-            "(B, D); build it without a classifier and with pooling (timm: num_classes=0)."
-        )
-    return int(embedding.shape[1])
+    return int(widths[-1])

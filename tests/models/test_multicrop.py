@@ -49,8 +49,24 @@ def test_masks_reach_their_crops(net: md.MultiCropWrapper) -> None:
 def test_create_backbone_refuses_what_is_no_vit() -> None:
     with pytest.raises(ValueError, match=r"no model 'vit_tinny.*Did you mean vit_tiny"):
         create_backbone("vit_tinny_patch16_224", 32, 8)
-    with pytest.raises(ValueError, match="cannot be built as a ViT"):
-        create_backbone("resnet10t", 32, 8)
+    with pytest.raises(ValueError, match="cannot be built for images of 32x32"):
+        create_backbone("resnet10t", 32, 8, depth=2)
+    with pytest.raises(ValueError, match="its patches are of 32x32"):
+        create_backbone("resnet10t", 64, 7)
+    with pytest.raises(
+        ValueError, match=r"beit.*for images of 32x32 and 16x16.*takes one size only"
+    ):
+        create_backbone("beit_base_patch16_224", 32, 8, local_size=16, depth=1)
+    assert create_backbone("beit_base_patch16_224", 32, 8, local_size=32, depth=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "patch_size"), [("swin_tiny_patch4_window7_224", 4), ("pvt_v2_b0", 32)]
+)
+def test_create_backbone_of_other_families(name: str, patch_size: int) -> None:
+    model = create_backbone(name, 64, patch_size)
+    for size in (64, 32):
+        assert model(torch.zeros(1, 3, size, size)).ndim == 2
 
 
 def test_create_backbone_starts_as_the_original() -> None:

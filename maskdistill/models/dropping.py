@@ -1,0 +1,333 @@
+"""How tokens are dropped, family by family, where that is sound; else why it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from maskdistill.applying import drop_tokens, patch_grid
+from maskdistill.models.layouts import Grid
+from maskdistill.models.probing import (
+    NO_ONE_PLACE,
+    image_size_of,
+    inputs_of,
+    model_name,
+    stem_of,
+    submodule,
+)
+from maskdistill.models.request import Request
+
+Forward = Callable[..., Any]
+
+_WINDOWS = "its attention runs in windows, which need the whole grid of tokens"
+_GRID = "it pools or convolves its tokens as a grid, which needs all of them"
+_WHOLE = "it hands its tokens on as a whole grid"
+_REASONS = {
+    "SwinTransformer": _WINDOWS,
+    "SwinTransformerV2": _WINDOWS,
+    "SwinTransformerV2Cr": _WINDOWS,
+    "VisionTransformerSAM": _WINDOWS,
+    "HieraDet": _WINDOWS,
+    "Nest": _WINDOWS,
+    "GlobalContextVit": _WINDOWS,
+    "MaxxVit": _WINDOWS,
+    "TinyVit": _WINDOWS,
+    "DaVit": _WINDOWS,
+    "Twins": _WINDOWS,
+    "Xcit": "its blocks mix neighbouring patches by convolution",
+    "VOLO": "its outlook attention slides over the whole grid",
+    "ConVit": "its attention by position is laid out for the whole grid",
+    "PoolingVisionTransformer": _GRID,
+    "MultiScaleVit": _GRID,
+    "PyramidVisionTransformerV2": _GRID,
+    "Levit": _GRID,
+    "LevitDistilled": _GRID,
+    "CoaT": _GRID,
+    "Visformer": _GRID,
+    "EfficientFormer": _GRID,
+    "EfficientFormerV2": _GRID,
+    "EfficientVit": _GRID,
+    "EfficientVitLarge": _GRID,
+    "EfficientVitMsra": _GRID,
+    "MetaFormer": _GRID,
+    "NextViT": _GRID,
+    "ByobNet": _GRID,
+    "MlpMixer": "its layers mix a fixed number of tokens",
+    "TNT": "each of its patch tokens is bound to the pixel tokens of that patch",
+    "CrossVit": "its two branches cut the image into different patches",
+    "Qwen3VitClassifier": _WHOLE,
+    "Gemma4VitClassifier": _WHOLE,
+    "DeepseekVitClassifier": _WHOLE,
+}
+
+
+class Dropping:
+    """Drops tokens in one model; ``run`` is how a masked forward goes.
+
+    Args:
+        model: the wrapped model.
+        request: the mask of the running forward.
+    """
+
+    def __init__(self, model: nn.Module, request: Request) -> None:
+        self.model = model
+        self.request = request
+
+    def run(self, method: str, images: Tensor, **arguments: Any) -> Any:
+        """Call the model's ``forward`` or ``forward_features`` while tokens are dropped."""
+        if method == "forward":
+            return self.model(images, **arguments)
+        return getattr(self.model, method)(images, **arguments)
+
+    def remove(self) -> None:
+        """Take the hooks away again."""
+
+
+class SlotDropping(Dropping):
+    """Fills timm's own ``patch_drop``: VisionTransformer, Eva, NaFlexVit and their kin."""
+
+    def __init__(self, model: nn.Module, request: Request, prefix: int) -> None:
+        super().__init__(model, request)
+        slot: Any = model.patch_drop
+        if slot is not None and not isinstance(slot, nn.Identity):
+            raise ValueError(
+                f"{model_name(model)} was built with patch_drop_rate > 0, which apply='drop' would "
+                "replace in silence. Build it with patch_drop_rate=0."
+            )
+        # Eva leaves the slot None and expects the kept indices as well, for its rotary embedding.
+        self._old: list[Any] = [slot]  # a list, so that deepcopy keeps the identity of None
+        self.slot = _DropSlot(request, prefix, slot is None)
+        model.patch_drop = self.slot
+
+    def remove(self) -> None:
+        """Put back what was in the slot."""
+        self.model.patch_drop = self._old[0]
+
+
+class NaFlexDropping(SlotDropping):
+    """NaFlexVit looks into its slot in training mode only, and then expects kept indices."""
+
+    def __init__(self, model: nn.Module, request: Request, prefix: int) -> None:
+        super().__init__(model, request, prefix)
+        self.remove()
+
+    def run(self, method: str, images: Tensor, **arguments: Any) -> Any:
+        """Call the model, its own flag but not its children's in training mode, the slot filled."""
+        training = self.model.training
+        self.model.training, self.model.patch_drop = True, self.slot
+        try:
+            return super().run(method, images, **arguments)
+        finally:
+            self.model.training = training
+            self.remove()
+
+
+class BlockDropping(Dropping):
+    """Drops tokens as they enter the first block, and the rows and columns of position biases."""
+
+    def __init__(
+        self, model: nn.Module, request: Request, path: str, grid: Grid, size: Grid
+    ) -> None:
+        super().__init__(model, request)
+        name = model_name(model)
+        block = submodule(model, path)
+        if block is None:
+            raise ValueError(
+                f"{name} has no module {path!r}. Give the module into which all tokens go first "
+                "as first_block='path.to.module', for example 'blocks.0'."
+            )
+        if isinstance(block, (nn.ModuleList, nn.Sequential)):
+            block = block[0]
+        inputs, named = inputs_of(model, block, size, name)
+        self.prefix = _prefix_of(inputs, named, grid, f"{name}: {path!r}")
+        self._hook = block.register_forward_pre_hook(self._drop, with_kwargs=True)
+        self._biases = [
+            _KeptBias(owner, method, request, self.prefix) for owner, method in _biases(model)
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks away again."""
+        self._hook.remove()
+        for bias in self._biases:
+            bias.remove()
+
+    def _drop(self, module: nn.Module, inputs: Any, named: Any) -> Any:
+        keep = self.request.keep
+        if keep is None:
+            return None
+        if inputs:
+            return (drop_tokens(inputs[0], keep, self.prefix), *inputs[1:]), named
+        first = next(iter(named))
+        return inputs, {**named, first: drop_tokens(named[first], keep, self.prefix)}
+
+
+class HieraDropping(Dropping):
+    """Drops whole mask units of a Hiera, in the order into which it unrolls them.
+
+    Its own ``mask=`` does the same through a boolean index, which makes the host wait for an
+    accelerator and does not compile, and its ``forward`` then leaves out the pooling.
+    """
+
+    def __init__(self, model: nn.Module, request: Request, grid: Grid) -> None:
+        super().__init__(model, request)
+        units = tuple(getattr(model, "mask_spatial_shape", ()))
+        if units != grid:
+            raise ValueError(
+                f"{model_name(model)} drops whole mask units, {'x'.join(map(str, units))} of them, "
+                f"but the masks have a grid of {grid[0]}x{grid[1]}. Leave patch_size to the model."
+            )
+        self._units = grid[0] * grid[1]
+        self._hook = model.unroll.register_forward_hook(self._drop)  # type: ignore[union-attr, operator]
+
+    def remove(self) -> None:
+        """Take the hook away again."""
+        self._hook.remove()
+
+    def _drop(self, module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor | None:
+        keep = self.request.keep
+        if keep is None:
+            return None
+        units = rearrange(tokens, "b (s u) d -> (b s) u d", u=self._units)
+        places = units.shape[0] // len(keep)  # tokens of one unit
+        kept = drop_tokens(units, keep.repeat_interleave(places, dim=0))
+        return rearrange(kept, "(b s) u d -> b (s u) d", s=places)
+
+
+def find_dropping(
+    model: nn.Module,
+    request: Request,
+    *,
+    first_block: str | None,
+    patch_embed: str | None,
+    patch_size: Grid,
+    image_size: Grid | None,
+) -> Dropping:
+    """Return how tokens are dropped in this model.
+
+    Raises:
+        ValueError: a model in which that is not sound, with the reason.
+    """
+    found = stem_of(model, patch_embed)
+    size = image_size or image_size_of(model, found[1] if found else None)
+    grid = patch_grid(size, patch_size)
+    if first_block is not None:
+        return BlockDropping(model, request, first_block, grid, size)
+    kinds = [kind.__name__ for kind in type(model).__mro__]
+    for kind in kinds:
+        if kind in _REASONS:
+            raise _refusal(model, _REASONS[kind])
+    if "Hiera" in kinds:
+        return HieraDropping(model, request, grid)
+    if {"Beit", "VisionTransformerRelPos", "Cait"} & set(kinds):
+        return BlockDropping(model, request, "blocks", grid, size)
+    if not hasattr(model, "patch_drop"):
+        raise _refusal(
+            model,
+            "it has no patch_drop slot, and it is not known whether its layers work without the "
+            "whole grid (if they do, name the first: first_block='path.to.module')",
+        )
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    if "NaFlexVit" in kinds:
+        return NaFlexDropping(model, request, prefix)
+    dropping = SlotDropping(model, request, prefix)
+    try:
+        inputs, named = inputs_of(model, dropping.slot, size, model_name(model))
+        dropping.slot.prefix = _prefix_of(inputs, named, grid, f"{model_name(model)}: patch_drop")
+    except ValueError:
+        dropping.remove()
+        raise
+    return dropping
+
+
+def _refusal(model: nn.Module, reason: str) -> ValueError:
+    other = "'pixel'" if type(model).__name__ in NO_ONE_PLACE else "'token', or 'pixel'"
+    return ValueError(f"{model_name(model)} cannot drop tokens: {reason}. Use apply={other}.")
+
+
+def _prefix_of(inputs: Any, named: Any, grid: Grid, where: str) -> int:
+    """Return the number of tokens before the patches in a block's input; refuse what is unsound."""
+    given: list[Any] = [*inputs, *named.values()]
+    tokens, others = given[0], given[1:]
+    patches = grid[0] * grid[1]
+    if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.shape[1] < patches:
+        came = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(
+            f"{where} does not take (B, tokens, D) with {patches} patches, but {came}, so its "
+            "tokens cannot be dropped. Use apply='token', or 'pixel'."
+        )
+    if any(_is_per_token(other, tokens.shape[1], patches) for other in others):
+        raise ValueError(
+            f"{where} is given something else for each token, such as a rotary position embedding, "
+            "so dropping tokens alone is not sound. Use apply='token', or 'pixel'."
+        )
+    return tokens.shape[1] - patches
+
+
+def _is_per_token(value: Any, tokens: int, patches: int) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(_is_per_token(item, tokens, patches) for item in value)
+    # A position bias (1, heads, tokens, tokens) is known and taken care of.
+    known = isinstance(value, Tensor) and value.ndim == 4 and value.shape[2] == value.shape[3]
+    return isinstance(value, Tensor) and not known and bool({tokens, patches} & set(value.shape))
+
+
+def _biases(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return the owners and names of methods that give a position bias for all pairs of tokens."""
+    found = []
+    for module in model.modules():
+        if hasattr(module, "get_bias"):  # VisionTransformerRelPos
+            found.append((module, "get_bias"))
+        elif getattr(module, "relative_position_bias_table", None) is not None:  # Beit
+            method = "_get_rel_pos_bias" if hasattr(module, "_get_rel_pos_bias") else "forward"
+            found.append((module, method))
+    return found
+
+
+class _KeptBias:
+    """Stands in for a method that gives a position bias, and leaves out the hidden patches.
+
+    A plain object in the owner's ``__dict__`` rather than a closure, so that a deep copy of the
+    model copies it too.
+    """
+
+    def __init__(self, owner: nn.Module, method: str, request: Request, prefix: int) -> None:
+        self.owner = owner
+        self.method = method
+        self.request = request
+        self.prefix = prefix
+        owner.__dict__[method] = self
+
+    def remove(self) -> None:
+        """Give the owner its own method back."""
+        self.owner.__dict__.pop(self.method, None)
+
+    def __call__(self) -> Tensor:
+        bias: Tensor = getattr(type(self.owner), self.method)(self.owner)
+        keep = self.request.keep
+        if keep is None:
+            return bias
+        prefix = torch.arange(self.prefix, device=keep.device).expand(len(keep), -1)
+        index = torch.cat([prefix, keep + self.prefix], dim=1)
+        square = bias.squeeze(0)[:, index[:, :, None], index[:, None, :]]
+        return square.transpose(0, 1).contiguous()
+
+
+class _DropSlot(nn.Module):
+    """Stands in timm's ``patch_drop`` slot; holds no parameters and does nothing without a mask."""
+
+    def __init__(self, request: Request, prefix: int, wants_indices: bool) -> None:
+        super().__init__()
+        self.request = request
+        self.prefix = prefix
+        self.wants_indices = wants_indices
+
+    def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
+        """Drop the hidden tokens, returning the kept indices where the model asks for them."""
+        keep = self.request.keep
+        if keep is not None:
+            tokens = drop_tokens(tokens, keep, self.prefix)
+        return (tokens, keep) if self.wants_indices else tokens

@@ -1,0 +1,271 @@
+"""What a model does not say of itself, found out once: stem, layout, patch size, prefix tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskdistill.applying import patch_grid
+from maskdistill.models.layouts import Grid, Layout, find_layout
+
+# Where patch tokens first appear: timm's families, its wrapped encoders, and Hugging Face.
+_STEMS: tuple[str, ...] = (
+    "patch_embed",
+    "embeds.norm",  # NaFlex: what its embeds return has positions and prefix tokens in it
+    "encoder.patch_embed",
+    "patch_embed1",
+    "patch_embeds.0",
+    "embeddings.patch_embeddings",
+    "vit.embeddings.patch_embeddings",
+    "stem",
+)
+# Models with more than one place where patch tokens appear, and why.
+NO_ONE_PLACE = {
+    "TNT": "its patch tokens are made of pixel tokens, which go on beside them",
+    "CrossVit": "its two branches cut the image into different patches",
+}
+
+
+def model_name(model: nn.Module) -> str:
+    """Return what to call a model in errors: its class, and timm's name for it."""
+    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    kind = type(model).__name__
+    return f"{kind} ({architecture})" if architecture else kind
+
+
+def submodule(model: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at a dotted path, or None."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    """Return (height, width) of a size given as one number or two."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def prefix_tokens(model: nn.Module) -> int:
+    """Return the number of class and register tokens before the patches, as the model says it."""
+    count = getattr(model, "num_prefix_tokens", None)
+    if isinstance(count, int):
+        return count
+    registers = int(getattr(getattr(model, "config", None), "num_register_tokens", 0) or 0)
+    return registers + (1 if has_class_token(model) else 0)
+
+
+def has_class_token(model: nn.Module) -> bool:
+    """Whether the model has a class token, timm's way or Hugging Face's."""
+    for owner in (model, getattr(model, "embeddings", None)):
+        if getattr(owner, "cls_token", None) is not None:
+            return True
+    return False
+
+
+def stem_of(model: nn.Module, path: str | None) -> tuple[str, nn.Module] | None:
+    """Return the path and module of the patch embedding, the given one or the first known one."""
+    for candidate in _STEMS if path is None else (path,):
+        module = submodule(model, candidate)
+        if module is not None:
+            return candidate, module
+    return None
+
+
+def patch_size_of(model: nn.Module, stem: nn.Module | None, image_size: Grid) -> Grid | None:
+    """Return pixels per patch of the mask, (height, width), as far as the model says it.
+
+    The coarsest grid that the model works on: the patch of a plain ViT, the total stride of a
+    hierarchical one (32 in a Swin, so that a mask covers whole tokens of every stage).
+    """
+    stated = None
+    for owner in (stem, model, getattr(model, "config", None)):
+        size = getattr(owner, "patch_size", None)
+        if isinstance(size, int) or (isinstance(size, (tuple, list)) and len(size) == 2):
+            stated = pair(size)
+            break
+    strides = [info.get("reduction") for info in getattr(model, "feature_info", None) or ()]
+    stride = strides[-1] if strides else None
+    if not isinstance(stride, int) or (stated is not None and stride in stated):
+        return stated
+    for size in (stride, 16):  # CrossViT's stride is a mean of two
+        if image_size[0] % size == 0 and image_size[1] % size == 0:
+            return size, size
+    return None
+
+
+def image_size_of(model: nn.Module, stem: nn.Module | None) -> tuple[int, int]:
+    """Return the image size (height, width) that the model was built for, or 224x224."""
+    if stem is getattr(model, "patch_embed1", None):
+        stem = None  # Visformer's says the size of its own input, after another stem
+    for owner in (stem, model, getattr(model, "config", None)):
+        for name in ("img_size", "image_size"):
+            size = getattr(owner, name, None)
+            if isinstance(size, int) or (isinstance(size, (tuple, list)) and len(size) == 2):
+                return pair(size)
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    return pair(size[-2:])
+
+
+def empty_image(model: nn.Module, size: tuple[int, int]) -> Tensor:
+    """Return one empty image of the model's channels, device and dtype."""
+    parameter = next(model.parameters(), torch.empty(0))
+    convs = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    channels = getattr(model, "in_chans", None) or next(convs, 3)
+    return torch.zeros(1, int(channels), *size, device=parameter.device, dtype=parameter.dtype)
+
+
+def overlaps(stem: nn.Module) -> bool:
+    """Whether a token of this stem sees pixels of its neighbours' patches."""
+    convs = [m for m in stem.modules() if isinstance(m, nn.Conv2d)]
+    return any(k > s for conv in convs for k, s in zip(conv.kernel_size, conv.stride, strict=True))
+
+
+@dataclass(frozen=True)
+class Stem:
+    """The place where patch tokens appear.
+
+    Attributes:
+        path: dotted path of the module.
+        module: the module.
+        layout: how its output holds the tokens.
+        width: the tokens' width.
+        patch_size: pixels per patch of the mask.
+        overlaps: whether its tokens see pixels of neighbouring patches.
+    """
+
+    path: str
+    module: nn.Module
+    layout: Layout
+    width: int
+    patch_size: Grid
+    overlaps: bool
+
+
+def find_stem(
+    model: nn.Module, path: str | None, patch_size: Grid | None, image_size: Grid | None
+) -> Stem:
+    """Find where patch tokens appear, by running the model on one empty image up to there.
+
+    Raises:
+        ValueError: no such module, one that never runs, or whose output is no grid of patches.
+    """
+    name = model_name(model)
+    found = stem_of(model, path)
+    reason = NO_ONE_PLACE.get(type(model).__name__)
+    if reason and path is None:
+        raise ValueError(
+            f"{name} has no one place for a mask token: {reason}. Use apply='pixel', which fills "
+            "the patches in the image."
+        )
+    if found is None:
+        where = f"no module {path!r}" if path else "no patch embedding under a usual name"
+        raise ValueError(
+            f"{name} has {where}, so there is no place for a mask token. Give the module that "
+            "yields patch tokens as patch_embed='path.to.module', or use apply='pixel'."
+        )
+    where, module = found
+    size = image_size or image_size_of(model, module)
+    output = output_of(model, module, size, name)
+    stated = patch_size or patch_size_of(model, module, size)
+    candidates = [stated] if stated else []
+    if not patch_size:
+        candidates += _patch_sizes_from(output, size)
+    for candidate in candidates:
+        if size[0] % candidate[0] or size[1] % candidate[1]:
+            continue
+        layout = find_layout(output, patch_grid(size, candidate))
+        if layout is not None:
+            return Stem(where, module, layout, layout.width(output), candidate, overlaps(module))
+    came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    of = f" of {stated[0]}x{stated[1]} pixels" if stated else ""
+    raise ValueError(
+        f"{name}: {where!r} returns {came} for an image of {size[0]}x{size[1]}, which is no grid "
+        f"of patches{of}. Give the module that yields patch tokens as patch_embed=..., the "
+        "patches as patch_size=..., or use apply='pixel'."
+    )
+
+
+def _patch_sizes_from(output: Any, size: Grid) -> list[Grid]:
+    """Guess pixels per patch from the shape of the tokens of one image."""
+    tokens = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(tokens, Tensor) or tokens.ndim != 4:
+        return []
+    grids = (tokens.shape[1:3], tokens.shape[2:4])
+    return [
+        (size[0] // rows, size[1] // columns)
+        for rows, columns in grids
+        if rows and columns and size[0] % rows == 0 and size[1] % columns == 0
+    ]
+
+
+class _FoundError(Exception):
+    """Carries what was looked for out of a dry run, so that the rest of the model need not run."""
+
+    def __init__(self, found: Any) -> None:
+        super().__init__()
+        self.found = found
+
+
+def output_of(model: nn.Module, module: nn.Module, size: Grid, name: str) -> Any:
+    """Run the model on one empty image up to a module, and return what that module returned."""
+
+    def stop(module: nn.Module, inputs: Any, output: Any) -> None:
+        raise _FoundError(output)
+
+    return _dry_run(model, lambda: module.register_forward_hook(stop), size, name)
+
+
+def inputs_of(
+    model: nn.Module, module: nn.Module, size: Grid, name: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Run the model on one empty image up to a module, and return what that module was given."""
+
+    def stop(module: nn.Module, inputs: Any, named: Any) -> None:
+        raise _FoundError((inputs, named))
+
+    def register() -> Any:
+        return module.register_forward_pre_hook(stop, with_kwargs=True)
+
+    found: tuple[tuple[Any, ...], dict[str, Any]] = _dry_run(model, register, size, name)
+    return found
+
+
+def _dry_run(model: nn.Module, register: Callable[[], Any], size: Grid, name: str) -> Any:
+    hook = register()
+    try:
+        with evaluating(model), torch.no_grad():
+            model(empty_image(model, size))
+    except _FoundError as found:
+        return found.found
+    except Exception as error:
+        raise ValueError(
+            f"{name} cannot take an image of {size[0]}x{size[1]} pixels in a dry run: {error}. "
+            "Give image_size=(height, width)."
+        ) from error
+    finally:
+        hook.remove()
+    raise ValueError(
+        f"{name}: its forward never calls the module where masks should come in. Give another as "
+        "patch_embed=... or first_block=..., or use apply='pixel'."
+    )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and each of its parts back into its own mode after.
+
+    In a dry run, a stem with batch norm would otherwise count an empty image in its statistics.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,137 @@
+"""What a forward is asked for: its mask, and masks that wait for forwards to come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Request:
+    """What the hooks read: the mask of the forward that is running, if any.
+
+    An object of its own, so that torch.compile sees one thing from both sides; through a method
+    bound to the wrapper, torch 2.6 reads a mask that is out of date.
+    """
+
+    def __init__(self) -> None:
+        self.mask: Tensor | None = None
+        self.keep: Tensor | None = None
+        self.grid = (0, 0)
+        self.recorder: Any = None  # of the attention, while one is recording
+        self.batch = self.patches = 0  # of the images, and of what is seen of each; for recording
+
+    def clear(self) -> None:
+        """Forget the mask."""
+        self.mask = self.keep = None
+
+
+class Tie(torch.autograd.Function):
+    """Hands tokens on, and a gradient of zero to the mask token that none of them used.
+
+    Data-parallel training expects a gradient of every parameter in every step, also in one that
+    masks nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, mask_token: Tensor) -> Tensor:
+        """Return the tokens."""
+        ctx.save_for_backward(mask_token)
+        return tokens.view_as(tokens)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens' gradient, and zeros."""
+        return grads[0], torch.zeros_like(ctx.saved_tensors[0])
+
+
+class Waiting:
+    """Masks of crops to come, handed out forward by forward.
+
+    Args:
+        masks: one per crop, ``(B, N)`` bool or None.
+        counts: the hidden patches of every row per crop, where known.
+    """
+
+    def __init__(
+        self, masks: Sequence[Tensor | None], counts: Sequence[int | None] | None = None
+    ) -> None:
+        if isinstance(masks, Tensor) or not isinstance(masks, Sequence):
+            raise ValueError(
+                "masking() takes a list with one mask or None per crop, as policy(...).student is; "
+                f"got {type(masks).__name__}. For a single mask, pass it to the call: vit(images, "
+                "mask)."
+            )
+        self.masks = list(masks)
+        self.counts: list[int | None] = [None] * len(self.masks)
+        if counts is not None:
+            self.counts = list(counts)
+        if len(self.counts) != len(self.masks):
+            raise ValueError(
+                f"counts must have one entry per mask: {len(self.masks)}; got {len(self.counts)}."
+            )
+        for mask in self.masks:
+            if mask is not None and not isinstance(mask, Tensor):
+                raise ValueError(
+                    "each entry must be a (B, N) bool tensor, or None where a crop is clean; got "
+                    f"{type(mask).__name__}."
+                )
+        self._batches = {len(mask) for mask in self.masks if mask is not None}
+        if len(self._batches) > 1:
+            raise ValueError(
+                f"the masks of all crops must be for one batch size; got {sorted(self._batches)}."
+            )
+        self.next = 0
+
+    def take(self, rows: int) -> tuple[Tensor | None, int | None]:
+        """Return the mask of a forward with so many images, and its hidden patches per row.
+
+        Raises:
+            ValueError: a number of images that is no whole number of crops, or more crops than
+                masks are left.
+        """
+        if not self._batches:  # all clean
+            return None, None
+        (batch,) = self._batches
+        left = len(self.masks) - self.next
+        if rows % batch or not rows or rows // batch > left:
+            raise ValueError(
+                f"a forward with {rows} images came inside masking(), but masks are left for "
+                f"{left} crops of {batch} images each. Run the crops in the order of the masks, "
+                "each once; crops in one forward are joined along the batch."
+            )
+        crops = slice(self.next, self.next + rows // batch)
+        self.next = crops.stop
+        return _joined(self.masks[crops], self.counts[crops])
+
+    def check_done(self) -> None:
+        """Refuse masks that no forward took.
+
+        Raises:
+            RuntimeError: crops left over.
+        """
+        if self._batches and self.next < len(self.masks):
+            raise RuntimeError(
+                f"masking() was given masks for {len(self.masks)} crops, but the forwards inside "
+                f"took only {self.next}. Give it the masks of just the crops that run inside."
+            )
+
+
+def _joined(
+    masks: list[Tensor | None], counts: list[int | None]
+) -> tuple[Tensor | None, int | None]:
+    """Join the masks of crops in one forward; clean ones among masked ones hide nothing."""
+    given = [mask for mask in masks if mask is not None]
+    if not given:
+        return None, None
+    if len({mask.shape for mask in given}) > 1:
+        raise ValueError(
+            "crops of one forward must have one patch grid, but their masks are "
+            f"{[tuple(mask.shape) for mask in given]}. Run the crops in the order of the masks."
+        )
+    whole = [torch.zeros_like(given[0]) if mask is None else mask for mask in masks]
+    joined = whole[0] if len(whole) == 1 else torch.cat(whole)
+    known = {0 if m is None else c for m, c in zip(masks, counts, strict=True)}
+    return joined, known.pop() if len(known) == 1 else None

@@ -1,0 +1,41 @@
+"""Images of another size than a model was built for: which arguments let it take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskdistill.models.probing import model_name
+
+# What lets a family take images of several sizes, most usual first; the last needs nothing.
+SIZE_ARGUMENTS: tuple[dict[str, Any], ...] = (
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},
+    {},
+)
+
+
+def explain(
+    error: Exception, model: nn.Module, built_for: tuple[int, int], size: tuple[int, ...]
+) -> None:
+    """Raise a better error for a forward that failed on images of another size.
+
+    Raises:
+        ValueError: the size is another one; nothing is raised where it is not, or where the memory
+            ran out.
+    """
+    if isinstance(error, torch.OutOfMemoryError) or size == built_for:
+        return
+    one_size = "give all views one size (local crops as large as global ones)"
+    if hasattr(model, "dynamic_img_size"):
+        way = f"Build it with dynamic_img_size=True, or {one_size}"
+    elif "Swin" in type(model).__name__:
+        way = f"Build it with strict_img_size=False, or {one_size}"
+    else:
+        way = f"Its kind takes one size only: {one_size}, or choose another model"
+    raise ValueError(
+        f"{model_name(model)} was built for images of {built_for[0]}x{built_for[1]} pixels and "
+        f"does not take {'x'.join(map(str, size))}. {way}. (It says: {str(error)[:150]})"
+    ) from error
