@@ -2,6 +2,7 @@
 
 from maskdistill import presets
 from maskdistill.applying import mask_pixels
+from maskdistill.collating import MaskCollate, collated_masks
 from maskdistill.masking import (
     AttentionGuidedMasker,
     AttentionHintMasker,
@@ -35,9 +36,11 @@ from maskdistill.masking import (
     parse_masker,
 )
 from maskdistill.models import (
+    LoadedWeights,
     MaskedViT,
     MultiCropWrapper,
     create_backbone,
+    load_weights,
     supported_models,
 )
 from maskdistill.objectives import DINOHead, DINOLoss
@@ -61,6 +64,8 @@ __all__ = [
     "GridMasker",
     "LearnedMasker",
     "Linear",
+    "LoadedWeights",
+    "MaskCollate",
     "MaskContext",
     "MaskedViT",
     "Masker",
@@ -82,7 +87,9 @@ __all__ = [
     "ViewPolicy",
     "WarmUp",
     "carry_signal",
+    "collated_masks",
     "create_backbone",
+    "load_weights",
     "mask_pixels",
     "parse_masker",
     "presets",

@@ -20,7 +20,8 @@ PUBLIC = sorted(
     LearnedMasker Linear MaskContext MaskedViT Masker Mixture MultiBlockMasker MultiCropWrapper
     NoMasker PartMasker Quadratic RandomMasker SceneMasker SignalMasker SingleBlockMasker
     SquaresMasker Steps Stratified Uniform ViewMasks ViewPolicy WarmUp carry_signal mask_pixels
-    create_backbone parse_masker presets supported_models
+    LoadedWeights MaskCollate collated_masks create_backbone load_weights parse_masker presets
+    supported_models
     """.split()  # noqa: SIM905  # one literal list, to be read
 )
 
@@ -28,7 +29,7 @@ PUBLIC = sorted(
 FLOORS = {
     "masking": 1, "applying": 1,
     "drawing": 2, "models": 2, "objectives": 2, "data": 2,
-    "views": 3, "presets": 4,
+    "views": 3, "presets": 4, "collating": 4,
     "training": 4, "evaluation": 4, "plotting": 4,
     "judge": 5, "job": 6, "cli": 7,
 }  # fmt: skip

@@ -5,9 +5,11 @@ from maskdistill.models.attention import AttentionRecord, Query
 from maskdistill.models.create import backbone_arguments, create_backbone
 from maskdistill.models.multicrop import MultiCropOutput, MultiCropWrapper
 from maskdistill.models.support import ModelSupport, supported_models
+from maskdistill.models.weights import LoadedWeights, load_weights
 
 __all__ = [
     "AttentionRecord",
+    "LoadedWeights",
     "MaskedViT",
     "ModelSupport",
     "MultiCropOutput",
@@ -15,5 +17,6 @@ __all__ = [
     "Query",
     "backbone_arguments",
     "create_backbone",
+    "load_weights",
     "supported_models",
 ]

@@ -123,7 +123,7 @@ class MaskedViT(nn.Module):
         else:
             self.patch_size = given or self._stated_patch_size(stem)
         if apply == "drop":
-            self._blanks = stem is not None and overlaps(stem)
+            self._blanks = stem is not None and overlaps(vit, stem)
             self._dropping = find_dropping(
                 vit,
                 self._request,

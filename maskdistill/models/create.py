@@ -89,7 +89,7 @@ def backbone_arguments(
     error: Exception | None = None
     for arguments in _variants(name, wanted):
         try:
-            _try(arguments, image_size, local_size, patch_size)
+            _try(dict(arguments), image_size, local_size, patch_size)
         except (TypeError, AssertionError, RuntimeError, ValueError) as problem:
             # The most telling one: a family that took the arguments, but not the images.
             if error is None or (isinstance(problem, ValueError) > isinstance(error, ValueError)):
@@ -116,10 +116,8 @@ def _variants(name: str, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _try(
     arguments: dict[str, Any], image_size: int, local_size: int | None, patch_size: int
 ) -> None:
-    import timm
-
-    with torch.device("meta"), torch.no_grad():
-        model = timm.create_model(**arguments).eval()
+    model = build_on_meta(arguments.pop("model_name"), **arguments).eval()
+    with torch.no_grad():
         vit = MaskedViT(model, "pixel", image_size=(image_size, image_size))
         if "patch_size" not in arguments and patch_size not in _strides(vit):
             raise ValueError(f"its patches are of {vit.patch_size[0]}x{vit.patch_size[1]} pixels.")
@@ -132,6 +130,22 @@ def _try(
                 raise ValueError(
                     f"it gives {tuple(embedding.shape)} instead of one embedding per image (B, D)."
                 )
+
+
+def build_on_meta(name: str, **arguments: Any) -> nn.Module:
+    """Build a timm model without memory for its weights, where this timm can."""
+    import timm
+
+    model: nn.Module
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, **arguments)
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error):
+            raise
+        with torch.random.fork_rng(devices=[]):  # an older timm reads numbers while it builds
+            model = timm.create_model(name, **arguments)
+    return model
 
 
 def _strides(vit: MaskedViT) -> set[int]:

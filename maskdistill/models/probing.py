@@ -101,9 +101,11 @@ def patch_size_of(model: nn.Module, stem: nn.Module | None, image_size: Grid) ->
 
 def image_size_of(model: nn.Module, stem: nn.Module | None) -> tuple[int, int]:
     """Return the image size (height, width) that the model was built for, or 224x224."""
-    if stem is getattr(model, "patch_embed1", None):
-        stem = None  # Visformer's says the size of its own input, after another stem
-    for owner in (stem, model, getattr(model, "config", None)):
+    units, strides = getattr(model, "mask_spatial_shape", None), getattr(model, "feature_info", ())
+    if units is not None and len(units) == 2:  # Hiera says no other size
+        return units[0] * strides[-1]["reduction"], units[1] * strides[-1]["reduction"]
+    # The model first: a later stem, as Visformer's, may say the size of its own input.
+    for owner in (model, stem, getattr(model, "config", None)):
         for name in ("img_size", "image_size"):
             size = getattr(owner, name, None)
             if isinstance(size, int) or (isinstance(size, (tuple, list)) and len(size) == 2):
@@ -120,10 +122,22 @@ def empty_image(model: nn.Module, size: tuple[int, int]) -> Tensor:
     return torch.zeros(1, int(channels), *size, device=parameter.device, dtype=parameter.dtype)
 
 
-def overlaps(stem: nn.Module) -> bool:
-    """Whether a token of this stem sees pixels of its neighbours' patches."""
-    convs = [m for m in stem.modules() if isinstance(m, nn.Conv2d)]
-    return any(k > s for conv in convs for k, s in zip(conv.kernel_size, conv.stride, strict=True))
+def overlaps(model: nn.Module, stem: nn.Module) -> bool:
+    """Whether a token of this stem sees pixels of its neighbours' patches.
+
+    Convolutions before the stem count as well: those that the model registers first.
+    """
+    inside = set(stem.modules())
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and any(
+            kernel > stride
+            for kernel, stride in zip(module.kernel_size, module.stride, strict=True)
+        ):
+            return True
+        inside.discard(module)
+        if not inside:
+            break
+    return False
 
 
 @dataclass(frozen=True)
@@ -181,7 +195,9 @@ def find_stem(
             continue
         layout = find_layout(output, patch_grid(size, candidate))
         if layout is not None:
-            return Stem(where, module, layout, layout.width(output), candidate, overlaps(module))
+            return Stem(
+                where, module, layout, layout.width(output), candidate, overlaps(model, module)
+            )
     came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     of = f" of {stated[0]}x{stated[1]} pixels" if stated else ""
     raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskdistill.models.adapter import MaskedViT
+from maskdistill.models.create import build_on_meta
 from maskdistill.models.probing import empty_image
 from maskdistill.models.sizes import SIZE_ARGUMENTS
 
@@ -154,11 +155,7 @@ def _smaller(pixels: int, patch: int) -> int:
 
 
 def _build(name: str, **arguments: Any) -> nn.Module:
-    import timm
-
-    with torch.device("meta"):
-        model: nn.Module = timm.create_model(name, num_classes=0, **arguments).eval()
-    return model
+    return build_on_meta(name, num_classes=0, **arguments).eval()
 
 
 def _masked(model: nn.Module, apply: Any, image: Tensor, reasons: dict[str, str]) -> bool:

@@ -1,0 +1,128 @@
+"""What MaskedViT costs without a mask, and what dropping tokens saves.
+
+    python examples/benchmark_models.py
+    python examples/benchmark_models.py --models vit_base_patch16_224 --device cuda
+
+Each pair runs by turns in one process, and what is reported is the ratio of medians.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Literal
+
+import timm
+import torch
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import maskdistill as md
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to time, and how."""
+
+    models: tuple[str, ...] = ("vit_tiny_patch16_224", "vit_small_patch16_224")
+    """timm's names."""
+    image_size: int = 224
+    """Pixels of a side of a global view."""
+    batch: int = 16
+    """Images per forward."""
+    ratio: float = 0.5
+    """Share of the patches that is dropped."""
+    rounds: int = 15
+    """How often each of a pair is timed, by turns."""
+    threads: int = 1
+    """CPU threads."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to run. On a CPU, time is CPU time, which other processes disturb least."""
+
+
+def by_turns(
+    first: Callable[[], object], second: Callable[[], object], settings: Settings, what: str
+) -> tuple[list[float], list[float]]:
+    """Return the seconds of each round of both, timed by turns; each goes first half the time."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for call in (first, second):
+        call()
+    for turn in tqdm(range(settings.rounds), desc=what, leave=False):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            seconds[which].append(_seconds((first, second)[which], settings.device))
+    return seconds
+
+
+def _seconds(call: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+    begin = time.process_time()
+    call()
+    return time.process_time() - begin
+
+
+def step(vit: nn.Module, images: Tensor, mask: Tensor | None, visible: int | None) -> None:
+    """Run a forward and a backward, as a student's global view."""
+    vit(images, mask, visible=visible).square().mean().backward()
+    vit.zero_grad(set_to_none=True)
+
+
+def row(name: str, what: str, plain: list[float], ours: list[float]) -> str:
+    """Return a line of the table: the ratio of medians, and how far single rounds scatter."""
+    ratios = [b / a for a, b in zip(plain, ours, strict=True)]
+    low, _, high = quantiles(ratios, n=4)
+    ratio = median(ours) / median(plain)
+    return (
+        f"| {name} | {what} | {ratio:.3f} | {low:.3f} to {high:.3f} | {1000 * median(plain):.0f} |"
+    )
+
+
+def main(settings: Settings) -> None:
+    """Time every model."""
+    torch.set_num_threads(settings.threads)
+    size = settings.image_size
+    images = torch.randn(settings.batch, 3, size, size, device=settings.device)
+    print(f"torch {torch.__version__}, timm {timm.__version__}, {settings}\n")
+    print("| model | time of the second over the first | ratio | quartiles | first, ms |")
+    print("|---|---|--:|--:|--:|")
+    for name in settings.models:
+        vit = timm.create_model(name, num_classes=0, dynamic_img_size=True).to(settings.device)
+        for apply in ("token", "drop"):
+            wrapped = md.MaskedViT(vit, apply)  # type: ignore[arg-type]
+            # Looking for a hook costs a bare model something too, so it must be another one.
+            bare = timm.create_model(name, num_classes=0, dynamic_img_size=True)
+            bare.to(settings.device).load_state_dict(vit.state_dict())
+            with torch.no_grad():
+                seconds = by_turns(
+                    lambda bare=bare: bare(images),  # type: ignore[misc]
+                    lambda wrapped=wrapped: wrapped(images),  # type: ignore[misc]
+                    settings,
+                    f"{name}, {apply}, no mask",
+                )
+            print(row(name, f"plain timm, `{apply}` with no mask; forward", *seconds))
+            if apply == "drop":
+                mask = md.RandomMasker(settings.ratio)(
+                    settings.batch, wrapped.grid(size, size), device=settings.device
+                )
+                visible = mask.shape[1] - int(mask[0].sum())
+                seconds = by_turns(
+                    lambda wrapped=wrapped: step(wrapped, images, None, None),  # type: ignore[misc]
+                    lambda wrapped=wrapped, mask=mask: step(wrapped, images, mask, visible),  # type: ignore[misc]
+                    settings,
+                    f"{name}, dropping",
+                )
+                what = f"all tokens, {settings.ratio:.0%} dropped; forward and backward"
+                print(row(name, what, *seconds))
+            wrapped.unwrap()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
