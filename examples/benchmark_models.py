@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median, quantiles
 from typing import Literal
 
@@ -63,7 +64,7 @@ def _seconds(call: Callable[[], object], device: str) -> float:
         call()
         end.record()
         torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1000
+        return float(start.elapsed_time(end)) / 1000
     begin = time.process_time()
     call()
     return time.process_time() - begin
@@ -102,8 +103,8 @@ def main(settings: Settings) -> None:
             bare.to(settings.device).load_state_dict(vit.state_dict())
             with torch.no_grad():
                 seconds = by_turns(
-                    lambda bare=bare: bare(images),  # type: ignore[misc]
-                    lambda wrapped=wrapped: wrapped(images),  # type: ignore[misc]
+                    partial(bare, images),
+                    partial(wrapped, images),
                     settings,
                     f"{name}, {apply}, no mask",
                 )
@@ -114,8 +115,8 @@ def main(settings: Settings) -> None:
                 )
                 visible = mask.shape[1] - int(mask[0].sum())
                 seconds = by_turns(
-                    lambda wrapped=wrapped: step(wrapped, images, None, None),  # type: ignore[misc]
-                    lambda wrapped=wrapped, mask=mask: step(wrapped, images, mask, visible),  # type: ignore[misc]
+                    partial(step, wrapped, images, None, None),
+                    partial(step, wrapped, images, mask, visible),
                     settings,
                     f"{name}, dropping",
                 )

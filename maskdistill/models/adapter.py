@@ -15,7 +15,6 @@ from maskdistill.applying import (
     Application,
     Fill,
     check_mask,
-    mask_pixels,
     patch_grid,
     visible_indices,
 )
@@ -25,13 +24,14 @@ from maskdistill.models.dropping import Dropping, find_dropping
 from maskdistill.models.embedding import pooled
 from maskdistill.models.probing import (
     find_stem,
-    image_size_of,
     model_name,
     overlaps,
     pair,
     patch_size_of,
     prefix_tokens,
+    stated_size,
     stem_of,
+    whole_patches,
 )
 from maskdistill.models.request import Request, Tie, Waiting
 
@@ -102,12 +102,14 @@ class MaskedViT(nn.Module):
             raise ValueError("vit is a MaskedViT already; wrap its .backbone instead.")
         _check_choice("apply", apply, APPLICATIONS)
         _check_choice("fill", fill, FILLS)
+        # First, since a model may have a mask token of its own, which is found by attribute.
+        self.mask_token: nn.Parameter | None
+        self.register_parameter("mask_token", None)
         self.backbone = vit
         self.apply_mask = apply
         self.fill: Fill = fill
         self.name = model_name(vit)
         self.prefix_tokens = prefix_tokens(vit)
-        self.mask_token: nn.Parameter | None = None
         self._request = Request()
         self._waiting: Waiting | None = None
         self._attention: dict[Query | None, LastAttention] = {}
@@ -117,7 +119,7 @@ class MaskedViT(nn.Module):
         given = None if patch_size is None else pair(patch_size)
         found = stem_of(vit, patch_embed)
         stem = found[1] if found else None
-        self._built_for = image_size or image_size_of(vit, stem)
+        self._built_for = image_size or stated_size(vit, stem)
         if apply == "token":
             self._hook_stem(patch_embed, given, image_size)
         else:
@@ -223,7 +225,14 @@ class MaskedViT(nn.Module):
             self._waiting = None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return the patch grid (rows, columns) of images of this many pixels."""
+        """Return the patch grid (rows, columns) of images of this many pixels.
+
+        Raises:
+            ValueError: patches that do not divide the image; but at the size that the model was
+                built for, its stem leaves out the rest (SigLIP: 384 pixels in patches of 14).
+        """
+        if (height, width) == self._built_for:
+            return whole_patches((height, width), self.patch_size)
         return patch_grid((height, width), self.patch_size)
 
     def attention(self, images: Tensor, query: Query | None = None) -> Tensor:
@@ -331,9 +340,9 @@ class MaskedViT(nn.Module):
         grid = self.grid(images.shape[-2], images.shape[-1])
         check_mask(mask, images.shape[0], grid)
         if self.apply_mask == "pixel":
-            return mask_pixels(images, mask, self.patch_size, self.fill)
+            return sizes.fill(images, mask, grid, self.patch_size, self.fill)
         if self._blanks:
-            images = mask_pixels(images, mask, self.patch_size)
+            images = sizes.fill(images, mask, grid, self.patch_size, "zero")
         if self.apply_mask == "drop":
             if visible is None and hidden is not None:
                 visible = mask.shape[1] - hidden
@@ -345,7 +354,7 @@ class MaskedViT(nn.Module):
     # --- Finding the model's hooks, once
 
     def _stated_patch_size(self, stem: nn.Module | None) -> tuple[int, int]:
-        size = patch_size_of(self.backbone, stem, self._built_for)
+        size = patch_size_of(self.backbone, stem, self._built_for or (224, 224))
         if size is None:
             try:  # a stem may show in its tokens what it does not say
                 size = find_stem(self.backbone, None, None, None).patch_size

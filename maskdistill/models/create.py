@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskdistill.applying import patch_grid
 from maskdistill.models.adapter import MaskedViT
 from maskdistill.models.probing import empty_image
 from maskdistill.models.sizes import SIZE_ARGUMENTS
@@ -124,7 +125,7 @@ def _try(
         patch = max(vit.patch_size)
         small = local_size or max(1, round(image_size / patch / 2)) * patch
         for size in (image_size, small):
-            vit.grid(size, size)
+            patch_grid((size, size), vit.patch_size)
             embedding = vit(empty_image(model, (size, size)))
             if embedding.ndim != 2:
                 raise ValueError(

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from maskdistill.applying import drop_tokens, patch_grid
+from maskdistill.applying import drop_tokens
 from maskdistill.models.layouts import Grid
 from maskdistill.models.probing import (
     NO_ONE_PLACE,
@@ -18,6 +18,7 @@ from maskdistill.models.probing import (
     model_name,
     stem_of,
     submodule,
+    whole_patches,
 )
 from maskdistill.models.request import Request
 
@@ -213,7 +214,7 @@ def find_dropping(
     """
     found = stem_of(model, patch_embed)
     size = image_size or image_size_of(model, found[1] if found else None)
-    grid = patch_grid(size, patch_size)
+    grid = whole_patches(size, patch_size)
     if first_block is not None:
         return BlockDropping(model, request, first_block, grid, size)
     kinds = [kind.__name__ for kind in type(model).__mro__]

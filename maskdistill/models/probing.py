@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskdistill.applying import patch_grid
 from maskdistill.models.layouts import Grid, Layout, find_layout
 
 # Where patch tokens first appear: timm's families, its wrapped encoders, and Hugging Face.
@@ -46,7 +45,7 @@ def submodule(model: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+def pair(size: Any) -> Grid:
     """Return (height, width) of a size given as one number or two."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
@@ -99,19 +98,49 @@ def patch_size_of(model: nn.Module, stem: nn.Module | None, image_size: Grid) ->
     return None
 
 
-def image_size_of(model: nn.Module, stem: nn.Module | None) -> tuple[int, int]:
-    """Return the image size (height, width) that the model was built for, or 224x224."""
-    units, strides = getattr(model, "mask_spatial_shape", None), getattr(model, "feature_info", ())
+def image_size_of(model: nn.Module, stem: nn.Module | None) -> Grid:
+    """Return the image size (height, width) that the model says it was built for, or 224x224."""
+    return stated_size(model, stem) or (224, 224)
+
+
+def stated_size(model: nn.Module, stem: nn.Module | None) -> Grid | None:
+    """Return the image size (height, width) that the model says it was built for, if it does."""
+    units: Any = getattr(model, "mask_spatial_shape", None)
     if units is not None and len(units) == 2:  # Hiera says no other size
-        return units[0] * strides[-1]["reduction"], units[1] * strides[-1]["reduction"]
+        stride = model.feature_info[-1]["reduction"]  # type: ignore[index, union-attr]
+        return int(units[0] * stride), int(units[1] * stride)
     # The model first: a later stem, as Visformer's, may say the size of its own input.
     for owner in (model, stem, getattr(model, "config", None)):
         for name in ("img_size", "image_size"):
             size = getattr(owner, name, None)
             if isinstance(size, int) or (isinstance(size, (tuple, list)) and len(size) == 2):
-                return pair(size)
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
-    return pair(size[-2:])
+                return _of_whole_patches(pair(size), model, stem)
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    return _of_whole_patches(pair(size[-2:]), model, stem) if size else None
+
+
+def _of_whole_patches(size: Grid, model: nn.Module, stem: nn.Module | None) -> Grid:
+    """Round down to whole patches for a model that takes any size but demands those."""
+    patch = getattr(stem, "patch_size", None)
+    if not getattr(model, "dynamic_img_size", False) or patch is None:
+        return size
+    rows, columns = whole_patches(size, pair(patch))
+    return rows * pair(patch)[0], columns * pair(patch)[1]
+
+
+def whole_patches(size: Grid, patch_size: Grid) -> Grid:
+    """Return the grid of the patches that fit whole into an image; a convolution leaves the rest.
+
+    Raises:
+        ValueError: an image smaller than a patch.
+    """
+    rows, columns = size[0] // patch_size[0], size[1] // patch_size[1]
+    if not rows or not columns:
+        raise ValueError(
+            f"an image of {size[0]}x{size[1]} pixels is smaller than a patch of "
+            f"{patch_size[0]}x{patch_size[1]}; choose larger images or smaller patches."
+        )
+    return rows, columns
 
 
 def empty_image(model: nn.Module, size: tuple[int, int]) -> Tensor:
@@ -191,9 +220,7 @@ def find_stem(
     if not patch_size:
         candidates += _patch_sizes_from(output, size)
     for candidate in candidates:
-        if size[0] % candidate[0] or size[1] % candidate[1]:
-            continue
-        layout = find_layout(output, patch_grid(size, candidate))
+        layout = find_layout(output, whole_patches(size, candidate))
         if layout is not None:
             return Stem(
                 where, module, layout, layout.width(output), candidate, overlaps(model, module)

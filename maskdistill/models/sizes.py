@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from maskdistill.applying import Fill, mask_pixels
+from maskdistill.models.layouts import Grid
 from maskdistill.models.probing import model_name
 
 # What lets a family take images of several sizes, most usual first; the last needs nothing.
@@ -18,15 +20,15 @@ SIZE_ARGUMENTS: tuple[dict[str, Any], ...] = (
 
 
 def explain(
-    error: Exception, model: nn.Module, built_for: tuple[int, int], size: tuple[int, ...]
+    error: Exception, model: nn.Module, built_for: Grid | None, size: tuple[int, ...]
 ) -> None:
     """Raise a better error for a forward that failed on images of another size.
 
     Raises:
-        ValueError: the size is another one; nothing is raised where it is not, or where the memory
-            ran out.
+        ValueError: the size is another one; nothing is raised where it is not, where the model
+            does not say what it was built for, or where the memory ran out.
     """
-    if isinstance(error, torch.OutOfMemoryError) or size == built_for:
+    if built_for is None or size == built_for or isinstance(error, torch.OutOfMemoryError):
         return
     one_size = "give all views one size (local crops as large as global ones)"
     if hasattr(model, "dynamic_img_size"):
@@ -39,3 +41,18 @@ def explain(
         f"{model_name(model)} was built for images of {built_for[0]}x{built_for[1]} pixels and "
         f"does not take {'x'.join(map(str, size))}. {way}. (It says: {str(error)[:150]})"
     ) from error
+
+
+def fill(images: Tensor, mask: Tensor, grid: Grid, patch_size: Grid, filling: Fill) -> Tensor:
+    """Fill hidden patches, leaving alone what lies beyond the last whole patch.
+
+    A model whose patches do not divide its images leaves that rest out (SigLIP: 384 pixels in
+    patches of 14).
+    """
+    rows, columns = grid[0] * patch_size[0], grid[1] * patch_size[1]
+    if (rows, columns) == tuple(images.shape[-2:]):
+        return mask_pixels(images, mask, patch_size, filling)
+    filled = images.clone()
+    inside = images[..., :rows, :columns]
+    filled[..., :rows, :columns] = mask_pixels(inside, mask, patch_size, filling)
+    return filled

@@ -34,8 +34,7 @@ class ModelSupport:
         name: timm's name of the model.
         family: timm's module, such as ``"swin_transformer"``.
         image_size: (height, width) that it is built for.
-        patch_size: pixels per patch of the mask, (height, width), or None where nothing can be
-            masked.
+        patch_size: pixels per patch of the mask, (height, width).
         token: whether hidden patches can be replaced by a mask token.
         drop: whether tokens can be dropped.
         attention: whose attention is recorded: ``"class"``, ``"pool"`` or ``"mean"``; None if none.
@@ -47,7 +46,7 @@ class ModelSupport:
     name: str
     family: str
     image_size: tuple[int, int]
-    patch_size: tuple[int, int] | None
+    patch_size: tuple[int, int]
     token: bool
     drop: bool
     attention: str | None
@@ -106,8 +105,9 @@ def support_of(name: str) -> ModelSupport:
     reasons: dict[str, str] = {}
     model = _build(name)
     pixel = MaskedViT(model, "pixel")
-    size, patch = pixel._built_for, pixel.patch_size
-    image = empty_image(model, size)
+    patch = pixel.patch_size
+    image = empty_image(model, pixel._built_for or (224, 224))
+    size = (image.shape[2], image.shape[3])
     _check_embedding(pixel.embed(image), name)
     attention = None
     try:

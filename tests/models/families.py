@@ -22,6 +22,7 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
     "vit_small_patch14_reg4_dinov2": (_VIT, 32),  # no_embed_class, LayerScale
     "vit_dlittle_patch16_reg1_gap_256": (_VIT, 32),  # differential attention
     "flexivit_small": (_VIT, 32),
+    "vit_so400m_patch14_siglip_384": ({**_VIT, "img_size": 36}, 36),  # patches that leave a rest
     "aimv2_large_patch14_224": (_VIT, 32),  # RMS norm, SwiGLU, no prefix
     "beit3_base_patch16_224": (_VIT, 32),
     "deit_tiny_distilled_patch16_224": (_VIT, 32),
@@ -72,7 +73,7 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
     "tnt_s_legacy_patch16_224": ({"img_size": 32, "depth": 1}, 32),
     "qwen3_vit_88m": ({**_VIT, "img_size": 32}, 32),
     "deepseek_vit_412m": (_VIT, 32),
-    "gemma4_vit_167m": ({**_VIT, "position_embedding_size": 64}, 32),
+    "gemma4_vit_167m": ({**_VIT, "position_embedding_size": 128}, 32),
     "mixer_s32_224": ({"img_size": 64}, 64),
     "convnext_atto": ({}, 64),
 }

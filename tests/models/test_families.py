@@ -27,10 +27,19 @@ DROP = [
     in {"VisionTransformer", "VisionTransformerDistilled", "Eva", "NaFlexVit", "Beit", "Cait",
         "VisionTransformerRelPos", "Hiera"}
 ]  # fmt: skip
-NO_ATTENTION = {"hieradet": "windows", "davit": "windows", "levit": "pooled",
-                "coat_lite": "no softmax", "efficientvit_b0": "no attention", "efficientvit_m0": "windows",
-                "nextvit": "no softmax", "mobilevit": "windows", "crossvit": "patches",
-                "mixer": "no attention", "convnext": "no attention"}  # fmt: skip
+NO_ATTENTION = {
+    "hieradet": "windows",
+    "davit": "windows",
+    "levit": "pooled",
+    "coat_lite": "no softmax",
+    "efficientvit_b0": "no attention",
+    "efficientvit_m0": "windows",
+    "nextvit": "no softmax",
+    "mobilevit": "windows",
+    "crossvit": "patches",
+    "mixer": "no attention",
+    "convnext": "no attention",
+}
 
 
 @contextmanager
@@ -51,8 +60,10 @@ def half(vit: md.MaskedViT, x: Tensor) -> Tensor:
 
 
 def repainted(vit: md.MaskedViT, x: Tensor, mask: Tensor) -> Tensor:
-    shown = md.mask_pixels(torch.ones_like(x), mask, vit.patch_size).bool()
-    return torch.where(shown, x, 3 * torch.randn_like(x))
+    rows, columns = (n * p for n, p in zip(vit.grid(*x.shape[2:]), vit.patch_size, strict=True))
+    shown = torch.ones_like(x)
+    shown[..., :rows, :columns] = md.mask_pixels(shown[..., :rows, :columns], mask, vit.patch_size)
+    return torch.where(shown.bool(), x, 3 * torch.randn_like(x))
 
 
 def applications(name: str) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import maskdistill as md
+from tests.models import families
 
 # One of each kind: class token, registers, distillation token, rotary embedding, mixed rotary
 # embedding, neither class token nor position embedding for the prefix.
@@ -276,3 +277,192 @@ def test_unequal_rows_cannot_be_dropped() -> None:
     mask[0] = False
     with pytest.raises(ValueError, match="same number of hidden patches"):
         vit(x, mask)
+
+
+# --- In anybody's code
+
+
+class WithMaskToken(nn.Module):
+    """A ViT that has a mask token already, at its top as DINOv2's or further in."""
+
+    def __init__(self, top: bool) -> None:
+        super().__init__()
+        self.vit = build()
+        self.patch_size = PATCH
+        if top:
+            self.mask_token = nn.Parameter(torch.full((1, 192), 0.5))
+        else:
+            self.embeddings = nn.Module()
+            self.embeddings.mask_token = nn.Parameter(torch.full((1, 1, 192), 0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.vit(x)
+        return output
+
+
+@pytest.mark.parametrize("top", [True, False])
+def test_a_models_own_mask_token_is_used_and_no_key_is_added(top: bool) -> None:
+    model, x = WithMaskToken(top), images()
+    keys = set(model.state_dict())
+    vit = md.MaskedViT(model, patch_embed="vit.patch_embed", image_size=(SIZE, SIZE))
+    assert set(vit.state_dict()) == keys
+    own = model.mask_token if top else model.embeddings.mask_token
+    assert vit.mask_token is own
+    vit(x, mask_for(vit, x)).sum().backward()
+    assert own.grad is not None
+    other = {**WithMaskToken(top).state_dict()}
+    name = "mask_token" if top else "embeddings.mask_token"
+    other[name] = torch.full_like(own, 2.0)
+    vit.load_state_dict(other)
+    assert bool((own == 2).all())
+    twin = copy.deepcopy(vit)
+    assert twin.mask_token is not vit.mask_token
+    assert set(twin.state_dict()) == keys
+    assert len(list(twin.parameters())) == len(list(model.parameters()))
+
+
+def test_state_dicts_have_the_wrapped_models_keys() -> None:
+    model = build()
+    keys = list(model.state_dict())
+    vit = md.MaskedViT(model)
+    assert list(vit.state_dict()) == ["mask_token", *keys]
+    assert list(md.MaskedViT(build(), "drop").state_dict()) == keys
+    net = nn.ModuleDict({"backbone": vit, "head": nn.Linear(2, 2)})
+    assert set(net.state_dict()) == {f"backbone.{key}" for key in ["mask_token", *keys]} | {
+        "head.weight", "head.bias"
+    }  # fmt: skip
+    assert not any(net.load_state_dict(net.state_dict()))
+    torch.manual_seed(5)
+    plain = {key: torch.randn_like(value) for key, value in model.state_dict().items()}
+    given = dict(plain)
+    with torch.no_grad():
+        assert vit.mask_token is not None
+        vit.mask_token.fill_(3.0)
+    vit.load_state_dict(plain)
+    assert plain == given, "the given dict stays as it is"
+    assert bool((vit.mask_token == 3).all()), "a mask token that is missing keeps its value"
+    assert torch.equal(model.pos_embed, plain["pos_embed"])
+    vit.load_state_dict({f"backbone.{key}": value for key, value in plain.items()})  # older ones
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        vit.load_state_dict({**plain, "unknown": torch.zeros(1)})
+    plain.pop("pos_embed")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        vit.load_state_dict(plain)
+
+
+@every_application
+def test_masking_follows_the_forwards(apply: str) -> None:
+    vit = md.MaskedViT(build(), apply)  # type: ignore[arg-type]
+    crops = [images(n=3) for _ in range(2)] + [images((16, 16), 3) for _ in range(3)]
+    masks = md.AsymmetricMaskPolicy(md.RandomMasker(0.5))(crops, vit.patch_size)
+    both = torch.cat([mask for mask in masks.student if mask is not None])
+    wanted = vit(torch.cat(crops[:2]), both), vit(torch.cat(crops[2:]))
+    with vit.masking(masks.student, masks.student_counts):
+        assert torch.equal(vit(torch.cat(crops[:2])), wanted[0])
+        assert torch.equal(vit(torch.cat(crops[2:])), wanted[1]), "local crops are clean"
+    with vit.masking(masks.student):
+        one_by_one = torch.cat([vit.embed(crop) for crop in crops])
+    torch.testing.assert_close(one_by_one, torch.cat(wanted))
+    with vit.masking([None, None]):
+        assert torch.equal(vit(crops[0]), vit.backbone(crops[0])), "and none need come"
+    if apply != "drop":
+        some = [None, masks.student[1]]
+        with vit.masking(some):
+            joined = vit(torch.cat(crops[:2]))
+        torch.testing.assert_close(joined[:3], vit.backbone(crops[0]))
+        torch.testing.assert_close(joined[3:], vit(crops[1], masks.student[1]))
+
+
+def test_masking_refuses_what_does_not_fit() -> None:
+    vit, x = md.MaskedViT(build()), images(n=2)
+    mask = mask_for(vit, x)
+    with pytest.raises(ValueError, match="3 images came inside"), vit.masking([mask, mask]):
+        vit(images(n=3))
+    with pytest.raises(ValueError, match="left for 1 crops"), vit.masking([mask]):
+        vit(torch.cat([x, x]))
+    with (
+        pytest.raises(RuntimeError, match="2 crops, but the forwards inside took only 1"),
+        vit.masking([mask, mask]),
+    ):
+        vit(x)
+    with pytest.raises(ZeroDivisionError), vit.masking([mask]):
+        _ = 1 / 0
+    with (
+        pytest.raises(RuntimeError, match="running already"),
+        vit.masking([mask]),
+        vit.masking([mask]),
+    ):
+        pass
+    assert torch.equal(vit(x), vit.backbone(x)), "nothing is left behind"
+    for bad, message in (
+        (mask, "takes a list"),
+        ([mask, 3], "each entry must be"),
+        ([mask, mask[:1]], "one batch size"),
+    ):
+        with pytest.raises(ValueError, match=message), vit.masking(bad):  # type: ignore[arg-type]
+            pass
+    with pytest.raises(ValueError, match="one entry per mask"), vit.masking([mask], [1, 2]):
+        pass
+
+
+def test_a_step_without_masks_leaves_the_token_a_gradient_of_zero() -> None:
+    vit, x = md.MaskedViT(build()), images()
+    vit.train()
+    assert torch.equal(vit(x), vit.backbone(x))
+    vit(x).sum().backward()
+    assert vit.mask_token is not None
+    assert vit.mask_token.grad is not None
+    assert not vit.mask_token.grad.any()
+    vit.mask_token.grad = None
+    vit.mask_token.requires_grad_(False)
+    vit(x).sum().backward()
+    assert vit.mask_token.grad is None
+
+
+def test_attributes_and_copies() -> None:
+    model = build()
+    vit, x = md.MaskedViT(model), images()
+    assert vit.embed_dim == 192
+    assert vit.blocks is model.blocks
+    with pytest.raises(AttributeError, match="unheard_of"):
+        _ = vit.unheard_of
+    mask = mask_for(vit, x)
+    for apply in ("token", "drop", "pixel"):
+        # Beit's position bias is replaced while dropping, which a copy must have of its own.
+        model = copy.deepcopy(families.build("beit_base_patch16_224"))
+        vit = md.MaskedViT(model, apply)  # type: ignore[arg-type]
+        twin = copy.deepcopy(vit)
+        assert torch.equal(twin(x, mask), vit(x, mask))
+        with torch.no_grad():
+            for parameter in vit.parameters():
+                parameter.mul_(2)
+        assert not torch.allclose(twin(x, mask), vit(x, mask)), "the copy has weights of its own"
+        assert torch.equal(twin(x), twin.backbone(x))
+
+
+def test_embedding_of_whatever_comes() -> None:
+    x = images()
+    tokens = build(global_pool="")
+    assert torch.equal(md.MaskedViT(tokens, "pixel").embed(x), tokens(x)[:, 0])
+    mean = build("vit_base_patch16_siglip_224", global_pool="")
+    assert torch.equal(md.MaskedViT(mean, "pixel").embed(x), mean(x).mean(dim=1))
+    classifier = timm.create_model("vit_tiny_patch16_224", img_size=SIZE, patch_size=PATCH,
+                                   depth=1).eval()  # fmt: skip
+    before = classifier.forward_head(classifier.forward_features(x), pre_logits=True)
+    assert torch.equal(md.MaskedViT(classifier, "pixel").embed(x), before)
+
+
+def test_other_channels_and_patch_sizes() -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=(32, 24), patch_size=(8, 4), in_chans=5, depth=1,
+        num_classes=0,
+    )  # fmt: skip
+    for apply in ("token", "drop", "pixel"):
+        vit = md.MaskedViT(model, apply)  # type: ignore[arg-type]
+        x = torch.randn(2, 5, 32, 24)
+        assert vit.patch_size == (8, 4)
+        assert vit.grid(32, 24) == (4, 6)
+        mask = md.RandomMasker(0.5)(2, (4, 6))
+        hidden = ~md.mask_pixels(torch.ones_like(x), mask, (8, 4)).bool()
+        torch.testing.assert_close(vit(torch.where(hidden, 9 * x, x), mask), vit(x, mask))
+        vit.unwrap()
