@@ -32,11 +32,11 @@ class Settings:
     """timm's names."""
     image_size: int = 224
     """Pixels of a side of a global view."""
-    batch: int = 16
+    batch: int = 4
     """Images per forward."""
     ratio: float = 0.5
     """Share of the patches that is dropped."""
-    rounds: int = 15
+    rounds: int = 41
     """How often each of a pair is timed, by turns."""
     threads: int = 1
     """CPU threads."""
@@ -44,16 +44,19 @@ class Settings:
     """Where to run. On a CPU, time is CPU time, which other processes disturb least."""
 
 
+Timed = Callable[[], float]
+
+
 def by_turns(
-    first: Callable[[], object], second: Callable[[], object], settings: Settings, what: str
+    first: Timed, second: Timed, rounds: int, what: str
 ) -> tuple[list[float], list[float]]:
     """Return the seconds of each round of both, timed by turns; each goes first half the time."""
     seconds: tuple[list[float], list[float]] = ([], [])
-    for call in (first, second):
-        call()
-    for turn in tqdm(range(settings.rounds), desc=what, leave=False):
+    for timed in (first, second):
+        timed()
+    for turn in tqdm(range(rounds), desc=what, leave=False):
         for which in (0, 1) if turn % 2 else (1, 0):
-            seconds[which].append(_seconds((first, second)[which], settings.device))
+            seconds[which].append((first, second)[which]())
     return seconds
 
 
@@ -70,10 +73,26 @@ def _seconds(call: Callable[[], object], device: str) -> float:
     return time.process_time() - begin
 
 
-def step(vit: nn.Module, images: Tensor, mask: Tensor | None, visible: int | None) -> None:
-    """Run a forward and a backward, as a student's global view."""
-    vit(images, mask, visible=visible).square().mean().backward()
-    vit.zero_grad(set_to_none=True)
+@torch.no_grad()
+def forward(vit: nn.Module, images: Tensor, device: str, apply: str | None = None) -> float:
+    """Time a forward of the bare model, or of the same one wrapped for this time alone."""
+    if apply is None:
+        return _seconds(lambda: vit(images), device)
+    wrapped = md.MaskedViT(vit, apply)  # type: ignore[arg-type]
+    seconds = _seconds(lambda: wrapped(images), device)
+    wrapped.unwrap()
+    return seconds
+
+
+def step(vit: nn.Module, images: Tensor, device: str, mask: Tensor | None = None) -> float:
+    """Time a forward and a backward, as of a student's global view."""
+    visible = None if mask is None else mask.shape[1] - int(mask[0].sum())
+
+    def run() -> None:
+        vit(images, mask, visible=visible).square().mean().backward()
+        vit.zero_grad(set_to_none=True)
+
+    return _seconds(run, device)
 
 
 def row(name: str, what: str, plain: list[float], ours: list[float]) -> str:
@@ -89,40 +108,32 @@ def row(name: str, what: str, plain: list[float], ours: list[float]) -> str:
 def main(settings: Settings) -> None:
     """Time every model."""
     torch.set_num_threads(settings.threads)
-    size = settings.image_size
-    images = torch.randn(settings.batch, 3, size, size, device=settings.device)
+    size, device = settings.image_size, settings.device
+    images = torch.randn(settings.batch, 3, size, size, device=device)
     print(f"torch {torch.__version__}, timm {timm.__version__}, {settings}\n")
     print("| model | time of the second over the first | ratio | quartiles | first, ms |")
     print("|---|---|--:|--:|--:|")
     for name in settings.models:
-        vit = timm.create_model(name, num_classes=0, dynamic_img_size=True).to(settings.device)
+        vit = timm.create_model(name, num_classes=0, dynamic_img_size=True).to(device)
         for apply in ("token", "drop"):
-            wrapped = md.MaskedViT(vit, apply)  # type: ignore[arg-type]
-            # Looking for a hook costs a bare model something too, so it must be another one.
-            bare = timm.create_model(name, num_classes=0, dynamic_img_size=True)
-            bare.to(settings.device).load_state_dict(vit.state_dict())
-            with torch.no_grad():
-                seconds = by_turns(
-                    partial(bare, images),
-                    partial(wrapped, images),
-                    settings,
-                    f"{name}, {apply}, no mask",
-                )
+            seconds = by_turns(
+                partial(forward, vit, images, device),
+                partial(forward, vit, images, device, apply),
+                settings.rounds,
+                f"{name}, {apply}, no mask",
+            )
             print(row(name, f"plain timm, `{apply}` with no mask; forward", *seconds))
-            if apply == "drop":
-                mask = md.RandomMasker(settings.ratio)(
-                    settings.batch, wrapped.grid(size, size), device=settings.device
-                )
-                visible = mask.shape[1] - int(mask[0].sum())
-                seconds = by_turns(
-                    partial(step, wrapped, images, None, None),
-                    partial(step, wrapped, images, mask, visible),
-                    settings,
-                    f"{name}, dropping",
-                )
-                what = f"all tokens, {settings.ratio:.0%} dropped; forward and backward"
-                print(row(name, what, *seconds))
-            wrapped.unwrap()
+        dropping = md.MaskedViT(vit, "drop")
+        grid = dropping.grid(size, size)
+        mask = md.RandomMasker(settings.ratio)(settings.batch, grid, device=device)
+        seconds = by_turns(
+            partial(step, dropping, images, device),
+            partial(step, dropping, images, device, mask),
+            settings.rounds,
+            f"{name}, dropping",
+        )
+        what = f"all tokens, {settings.ratio:.0%} dropped; forward and backward"
+        print(row(name, what, *seconds))
 
 
 if __name__ == "__main__":
