@@ -1,7 +1,7 @@
 """Write the tables of docs/models.md by running every transformer of timm on the meta device.
 
 python docs/make_models.py            # all, about ten minutes on one core
-python docs/make_models.py "vit_*"    # a look at some, printed only
+python docs/make_models.py "vit_*"    # these alone; the other lines stay as they are
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import timm
 from tqdm import tqdm
 
 from maskdistill.models.support import ModelSupport, support_of, transformer_names
@@ -74,16 +75,41 @@ def fill(page: str, mark: str, table: str) -> str:
     return f"{before}{mark}\n\n{table}\n\n{mark}{after}"
 
 
+def read(page: str) -> dict[str, ModelSupport]:
+    """Return the models of the long table as it stands, by name."""
+    models = {}
+    for line in page.split(MARKS[1])[1].strip().splitlines()[2:]:
+        name, image, patch, token, drop, attention, sizes = (
+            cell.strip(" `") for cell in line.strip("|").split("|")
+        )
+        models[name] = ModelSupport(
+            name=name,
+            family=str(timm.models._registry._model_to_module[name]),
+            image_size=_pair(image),
+            patch_size=_pair(patch),
+            token=token == "yes",
+            drop=drop == "yes",
+            attention=None if attention == "no" else attention,
+            sizes=sizes != "no",
+            sizes_by="" if sizes in ("no", "yes") else sizes,
+        )
+    return models
+
+
+def _pair(text: str) -> tuple[int, int]:
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
 def main() -> None:
     """Run the models and write the page."""
     pattern = sys.argv[1] if len(sys.argv) > 1 else "*"
-    models = [support_of(name) for name in tqdm(transformer_names(pattern), unit="model")]
-    tables = families_table(models), models_table(models)
-    if pattern != "*":
-        print(*tables, sep="\n\n")
-        return
+    fresh = [support_of(name) for name in tqdm(transformer_names(pattern), unit="model")]
     page = PAGE.read_text(encoding="utf-8")
-    for mark, table in zip(MARKS, tables, strict=True):
+    known = {} if pattern == "*" else read(page)
+    known.update({model.name: model for model in fresh})
+    models = [known[name] for name in transformer_names() if name in known]
+    for mark, table in zip(MARKS, (families_table(models), models_table(models)), strict=True):
         page = fill(page, mark, table)
     PAGE.write_text(page, encoding="utf-8")
 

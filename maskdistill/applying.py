@@ -26,10 +26,13 @@ def check_mask(mask: Tensor, batch: int, grid: tuple[int, int]) -> None:
     """
     patches = grid[0] * grid[1]
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        is_tensor = isinstance(mask, Tensor)
+        hint = (
+            "Convert it with mask.bool()." if is_tensor else "Of a policy's, take one: .student[i]."
+        )
         raise ValueError(
-            f"a mask must be a bool tensor, True where a patch is hidden; got {came}. "
-            "Convert it with mask.bool()."
+            "a mask must be a bool tensor, True where a patch is hidden; got "
+            f"{mask.dtype if is_tensor else type(mask).__name__}. {hint}"
         )
     if tuple(mask.shape) != (batch, patches):
         raise ValueError(
@@ -186,8 +189,8 @@ def visible_indices(mask: Tensor, visible: int | None = None) -> Tensor:
             the host wait for an accelerator and breaks a compiled graph.
 
     Raises:
-        ValueError: rows that hide different numbers of patches (only checked when counting), or
-            rows that hide all.
+        ValueError: rows that hide different numbers of patches, or another number than given
+            (checked on the CPU, or when counting), or rows that hide all.
     """
     if visible is None:
         counts = mask.sum(dim=1)
@@ -198,6 +201,15 @@ def visible_indices(mask: Tensor, visible: int | None = None) -> Tensor:
                 f"hide from {least} to {most}. Use masker.exactly(ratio), or apply='token'."
             )
         visible = mask.shape[1] - most
+    elif mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        counted = (~mask).sum(dim=1)
+        if bool((counted != visible).any()):
+            raise ValueError(
+                f"visible={visible} was given, but the rows of the mask leave from "
+                f"{int(counted.min())} to {int(counted.max())} patches visible."
+            )
+    if visible < 0 or visible > mask.shape[1]:
+        raise ValueError(f"visible must be from 1 to {mask.shape[1]}; got {visible}.")
     if not visible:
         raise ValueError(
             "dropping would leave no patch at all: the mask hides every one. Use a smaller ratio."

@@ -18,25 +18,26 @@ from maskdistill.applying import (
     patch_grid,
     visible_indices,
 )
-from maskdistill.models import sizes, transparent
+from maskdistill.models import sizes
 from maskdistill.models.attention import AttentionRecord, LastAttention, Query
 from maskdistill.models.dropping import Dropping, find_dropping
 from maskdistill.models.embedding import pooled
 from maskdistill.models.probing import (
     find_stem,
+    mask_patch_size,
     model_name,
     overlaps,
     pair,
-    patch_size_of,
     prefix_tokens,
     stated_size,
     stem_of,
     whole_patches,
 )
-from maskdistill.models.request import Request, Tie, Waiting
+from maskdistill.models.request import Request, Waiting, tied
+from maskdistill.models.transparent import Transparent, check_model, own_mask_token
 
 
-class MaskedViT(nn.Module):
+class MaskedViT(Transparent):
     """Wraps a ViT so that it takes a mask; without one it is bit-equal to the wrapped model.
 
     >>> import timm, torch, maskdistill as md
@@ -73,7 +74,8 @@ class MaskedViT(nn.Module):
 
     Attributes:
         backbone: the wrapped model.
-        mask_token: the learned token with ``apply="token"``, ``(1, 1, D)``, else None.
+        mask_token: the learned token with ``apply="token"``, ``(1, 1, D)``, else None. A model's
+            own keeps its shape.
         patch_size: pixels per patch of the mask, (height, width).
         prefix_tokens: class and register tokens before the patches.
 
@@ -93,19 +95,11 @@ class MaskedViT(nn.Module):
         patch_size: int | tuple[int, int] | None = None,
         image_size: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__()
-        if not isinstance(vit, nn.Module):
-            raise ValueError(
-                f"vit must be a torch.nn.Module, for example timm.create_model(...); got {vit!r}."
-            )
-        if isinstance(vit, MaskedViT):
-            raise ValueError("vit is a MaskedViT already; wrap its .backbone instead.")
+        check_model(vit)
         _check_choice("apply", apply, APPLICATIONS)
         _check_choice("fill", fill, FILLS)
-        # First, since a model may have a mask token of its own, which is found by attribute.
+        super().__init__(vit)
         self.mask_token: nn.Parameter | None
-        self.register_parameter("mask_token", None)
-        self.backbone = vit
         self.apply_mask = apply
         self.fill: Fill = fill
         self.name = model_name(vit)
@@ -119,11 +113,14 @@ class MaskedViT(nn.Module):
         given = None if patch_size is None else pair(patch_size)
         found = stem_of(vit, patch_embed)
         stem = found[1] if found else None
+        if patch_embed is not None and stem is None:
+            raise ValueError(f"{self.name} has no module {patch_embed!r} (patch_embed=...).")
+        image_size = None if image_size is None else pair(image_size)
         self._built_for = image_size or stated_size(vit, stem)
         if apply == "token":
             self._hook_stem(patch_embed, given, image_size)
         else:
-            self.patch_size = given or self._stated_patch_size(stem)
+            self.patch_size = given or mask_patch_size(vit, stem, self._built_for)
         if apply == "drop":
             self._blanks = stem is not None and overlaps(vit, stem)
             self._dropping = find_dropping(
@@ -134,7 +131,8 @@ class MaskedViT(nn.Module):
                 patch_size=self.patch_size,
                 image_size=image_size,
             )
-        transparent.install(self)
+        self._is_wrapped = True
+        self._is_open = True
 
     # --- Forward
 
@@ -283,20 +281,13 @@ class MaskedViT(nn.Module):
         self._attention = {}
         if self._dropping is not None:
             self._dropping.remove()
+        self._is_wrapped = False
         return self.backbone
 
     def extra_repr(self) -> str:
         """Describe the application."""
         fill = f", fill={self.fill!r}" if self.apply_mask == "pixel" else ""
         return f"apply={self.apply_mask!r}{fill}, patch_size={self.patch_size}"
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "backbone":
-                raise
-            return getattr(self.backbone, name)
 
     def _run(
         self,
@@ -314,12 +305,13 @@ class MaskedViT(nn.Module):
                 output = self.backbone(images, **arguments)
             else:
                 output = getattr(self.backbone, method)(images, **arguments)
-            if self._request.recorder is not None:
-                self._request.recorder.check_recorded()
+            for recorder in self._request.recorders:
+                recorder.check_recorded()
             return output
-        except (AssertionError, IndexError, RuntimeError, TypeError) as error:
+        except (AssertionError, IndexError, RuntimeError) as error:
             if torch.compiler.is_compiling():
                 raise
+            self._request.clear()
             sizes.explain(error, self.backbone, self._built_for, tuple(images.shape[-2:]))
             raise
         finally:
@@ -327,18 +319,27 @@ class MaskedViT(nn.Module):
 
     def _begin(self, images: Tensor, mask: Tensor | None, visible: int | None) -> Tensor:
         request = self._request
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            if mask is None and self._waiting is None and not request.recorders:
+                return images
+            came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"images must be a (B, C, H, W) tensor; got {came}.")
         hidden = None
-        if mask is None and self._waiting is not None:
+        if self._waiting is not None:
+            if mask is not None:
+                raise ValueError("a mask was given inside masking(); use the one or the other.")
             mask, hidden = self._waiting.take(images.shape[0])
-        if request.recorder is not None:
+        if request.recorders:
             rows, columns = self.grid(images.shape[-2], images.shape[-1])
             request.batch, request.patches = images.shape[0], rows * columns
         if mask is None:
             return images
-        if images.ndim != 4:
-            raise ValueError(f"images must be (B, C, H, W); got {tuple(images.shape)}.")
+        if not self._is_wrapped:
+            raise RuntimeError("this wrapper was unwrapped; wrap the model again to mask it.")
         grid = self.grid(images.shape[-2], images.shape[-1])
         check_mask(mask, images.shape[0], grid)
+        if mask.device != images.device:
+            raise ValueError(f"the mask is on {mask.device}, the images on {images.device}.")
         if self.apply_mask == "pixel":
             return sizes.fill(images, mask, grid, self.patch_size, self.fill)
         if self._blanks:
@@ -353,19 +354,6 @@ class MaskedViT(nn.Module):
 
     # --- Finding the model's hooks, once
 
-    def _stated_patch_size(self, stem: nn.Module | None) -> tuple[int, int]:
-        size = patch_size_of(self.backbone, stem, self._built_for or (224, 224))
-        if size is None:
-            try:  # a stem may show in its tokens what it does not say
-                size = find_stem(self.backbone, None, None, None).patch_size
-            except ValueError:
-                raise ValueError(
-                    f"{self.name} does not say its patch size, and has no patch embedding that "
-                    "shows it. Give patch_size=..., the pixels per patch of the mask; with "
-                    "apply='pixel' any network works."
-                ) from None
-        return size
-
     def _hook_stem(
         self,
         path: str | None,
@@ -375,8 +363,10 @@ class MaskedViT(nn.Module):
         stem = find_stem(self.backbone, path, patch_size, image_size)
         self.patch_size = stem.patch_size
         self._layout, self._blanks = stem.layout, stem.overlaps
-        self.mask_token = transparent.own_mask_token(self.backbone, stem.width)
-        if self.mask_token is None:
+        own = own_mask_token(self.backbone, stem.width)
+        if own is not None:
+            self.share_mask_token(own)
+        else:
             parameter = next(self.backbone.parameters(), torch.empty(0))
             self.mask_token = nn.Parameter(
                 torch.zeros(1, 1, stem.width, device=parameter.device, dtype=parameter.dtype)
@@ -390,7 +380,7 @@ class MaskedViT(nn.Module):
         if request.mask is not None:
             return self._layout.replace(output, request.mask, token.reshape(-1), request.grid)
         if self.training and token.requires_grad and torch.is_grad_enabled():
-            return self._layout.map(output, lambda tokens: Tie.apply(tokens, token))
+            return self._layout.map(output, lambda tokens: tied(tokens, token))
         return None
 
 

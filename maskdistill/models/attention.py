@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from maskdistill.models.probing import has_class_token, model_name
+from maskdistill.models.probing import has_class_token, model_name, prefix_tokens
 from maskdistill.models.request import Request
 
 Query: TypeAlias = Literal["class", "pool", "register", "mean"]
@@ -19,6 +19,8 @@ Query: TypeAlias = Literal["class", "pool", "register", "mean"]
 register tokens; or the mean over all patches."""
 QUERIES: tuple[str, ...] = get_args(Query)
 
+# Attention of channels to channels: DaViT, EdgeNeXt, XCiT.
+_OVER_CHANNELS = ("ChannelAttention", "CrossCovarianceAttn", "XCA")
 # Blocks in which a class token alone asks, after the others: CaiT, XCiT, VOLO.
 _CLASS_BLOCKS = ("blocks_token_only", "cls_attn_blocks", "post_network")
 
@@ -66,13 +68,14 @@ class LastAttention:
         self.request = request
         self.query, scope = _scope(model, query, self.name)
         self.has_class_token = has_class_token(model)
+        self._prefixes = {0, 1, prefix_tokens(model)}
         self._module: Any = _attention_in(scope, model, self.query)
         if self._module is None:
             raise ValueError(
                 f"{self.name}: no attention was found, so it cannot be recorded. Choose a "
                 "transformer, or a masker that needs no attention."
             )
-        self._record: AttentionRecord | None = None
+        self._records: list[AttentionRecord] = []
         drop = getattr(self._module, "attn_drop", None)
         if isinstance(drop, nn.Module):
             self._hooks = [drop.register_forward_pre_hook(self._read_dropout)]
@@ -91,18 +94,20 @@ class LastAttention:
     @contextmanager
     def recording(self) -> Iterator[AttentionRecord]:
         """Yield a record that every forward inside the context overwrites."""
+        record = AttentionRecord()
         fused = getattr(self._module, "fused_attn", None)
-        self._record = record = AttentionRecord()
         if fused:
             self._module.fused_attn = False
-        self.request.recorder = self
+        self._records.append(record)
+        self.request.recorders.append(self)
         try:
             yield record
         finally:
+            self._stop_spying()  # an interrupt may have skipped it
+            self.request.recorders.remove(self)
+            self._records.remove(record)
             if fused:
                 self._module.fused_attn = fused
-            self.request.recorder = None
-            self._record = None
 
     def check_recorded(self) -> None:
         """Refuse a forward in which no attention weights appeared.
@@ -110,40 +115,54 @@ class LastAttention:
         Raises:
             ValueError: attention without a softmax over patches (factorised or linear).
         """
-        if self._record is not None and self._record._attention is None:
+        if self._records and self._records[-1]._attention is None:
             raise ValueError(
-                f"{self.name}: its last attention has no softmax over patches to record. Choose a "
-                "plain ViT, or a masker that needs no attention."
+                f"{self.name}: its last attention has no softmax over patches that could be seen. "
+                "Choose a plain ViT, or a masker that needs no attention."
             )
+
+    def _keep(self, weights: Tensor) -> None:
+        attention = self._of_query(weights)
+        for record in self._records:
+            record._attention = attention
 
     def _read_dropout(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         # Before dropout: (B, heads, queries, keys), rows that sum to 1.
-        if self._record is not None:
-            self._record._attention = self._of_query(inputs[0])
+        if self._records:
+            self._keep(inputs[0])
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
-        if self._record is not None:
+        if self._records:
             self._spy = _Spy()
             self._spy.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        seen = self._stop_spying()
+        if self._records and seen:
+            self._keep(seen[-1])
+
+    def _stop_spying(self) -> list[Tensor]:
         spy, self._spy = self._spy, None
         if spy is None:
-            return
+            return []
         spy.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        if self._record is not None and spy.seen:
-            self._record._attention = self._of_query(spy.seen[-1])
+        return spy.seen
 
     def _of_query(self, weights: Tensor) -> Tensor:
         """Return (B, heads, N) of softmax weights (B, heads, queries, keys)."""
         patches, batch = self.request.patches, self.request.batch
+        if not batch:
+            raise ValueError(
+                f"{self.name}: while attention is recorded, call the MaskedViT itself and not the "
+                "model that it wraps."
+            )
         if weights.ndim == 3 and weights.shape[0] % batch == 0:  # SAM: heads along the batch
             weights = weights.unflatten(0, (batch, -1))
         if weights.ndim == 5 and weights.shape[2] == 1:  # NesT: one block at the end
             weights = weights.squeeze(2)
         prefix = weights.shape[-1] - patches
         queries = weights.shape[-2]
-        fits = weights.ndim == 4 and weights.shape[0] == batch and 0 <= prefix <= max(patches, 16)
+        fits = weights.ndim == 4 and weights.shape[0] == batch and prefix in self._prefixes
         if self.query in ("mean", "register"):
             fits = fits and queries == weights.shape[-1]
         if not fits:
@@ -202,6 +221,8 @@ def _attention_in(scope: nn.Module, model: nn.Module, query: Query) -> nn.Module
     found = None
     for module in scope.modules():
         kind = type(module).__name__
+        if kind.startswith(_OVER_CHANNELS):
+            continue
         named = "Attention" in kind or "Attn" in kind
         if (named or isinstance(getattr(module, "attn_drop", None), nn.Module)) and (
             module not in pooling

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ from maskdistill.models.probing import (
     whole_patches,
 )
 from maskdistill.models.request import Request
-
-Forward = Callable[..., Any]
 
 _WINDOWS = "its attention runs in windows, which need the whole grid of tokens"
 _GRID = "it pools or convolves its tokens as a grid, which needs all of them"
@@ -94,6 +91,10 @@ class SlotDropping(Dropping):
     def __init__(self, model: nn.Module, request: Request, prefix: int) -> None:
         super().__init__(model, request)
         slot: Any = model.patch_drop
+        if isinstance(slot, _DropSlot):
+            raise ValueError(
+                f"{model_name(model)} is wrapped with apply='drop' already; unwrap() that first."
+            )
         if slot is not None and not isinstance(slot, nn.Identity):
             raise ValueError(
                 f"{model_name(model)} was built with patch_drop_rate > 0, which apply='drop' would "
@@ -106,7 +107,8 @@ class SlotDropping(Dropping):
 
     def remove(self) -> None:
         """Put back what was in the slot."""
-        self.model.patch_drop = self._old[0]
+        if self.model.patch_drop is self.slot:
+            self.model.patch_drop = self._old[0]
 
 
 class NaFlexDropping(SlotDropping):
@@ -144,11 +146,10 @@ class BlockDropping(Dropping):
         if isinstance(block, (nn.ModuleList, nn.Sequential)):
             block = block[0]
         inputs, named = inputs_of(model, block, size, name)
-        self.prefix = _prefix_of(inputs, named, grid, f"{name}: {path!r}")
+        self.prefix = _prefix_of(inputs, named, grid, f"{name}: {path!r}", _is_timm(model))
+        biases = _biases(model)
         self._hook = block.register_forward_pre_hook(self._drop, with_kwargs=True)
-        self._biases = [
-            _KeptBias(owner, method, request, self.prefix) for owner, method in _biases(model)
-        ]
+        self._biases = [_KeptBias(*bias, request, self.prefix) for bias in biases]
 
     def remove(self) -> None:
         """Take the hooks away again."""
@@ -156,14 +157,27 @@ class BlockDropping(Dropping):
         for bias in self._biases:
             bias.remove()
 
+    def run(self, method: str, images: Tensor, **arguments: Any) -> Any:
+        """Call the model, unless a backward would run its blocks again when the mask is gone."""
+        if torch.is_grad_enabled() and any(
+            getattr(module, "grad_checkpointing", False)
+            or (module.training and getattr(module, "gradient_checkpointing", False))
+            for module in self.model.modules()
+        ):
+            raise ValueError(
+                f"{model_name(self.model)} drops tokens inside its blocks, which gradient "
+                "checkpointing would run again without the mask. Switch that off, or use "
+                "apply='token'."
+            )
+        return super().run(method, images, **arguments)
+
     def _drop(self, module: nn.Module, inputs: Any, named: Any) -> Any:
-        keep = self.request.keep
-        if keep is None:
+        if self.request.keep is None:
             return None
         if inputs:
-            return (drop_tokens(inputs[0], keep, self.prefix), *inputs[1:]), named
+            return (_dropped(inputs[0], self.request, self.prefix), *inputs[1:]), named
         first = next(iter(named))
-        return inputs, {**named, first: drop_tokens(named[first], keep, self.prefix)}
+        return inputs, {**named, first: _dropped(named[first], self.request, self.prefix)}
 
 
 class HieraDropping(Dropping):
@@ -237,11 +251,27 @@ def find_dropping(
     dropping = SlotDropping(model, request, prefix)
     try:
         inputs, named = inputs_of(model, dropping.slot, size, model_name(model))
-        dropping.slot.prefix = _prefix_of(inputs, named, grid, f"{model_name(model)}: patch_drop")
+        where = f"{model_name(model)}: patch_drop"
+        dropping.slot.prefix = _prefix_of(inputs, named, grid, where, _is_timm(model))
     except ValueError:
         dropping.remove()
         raise
     return dropping
+
+
+def _dropped(tokens: Tensor, request: Request, prefix: int) -> Tensor:
+    assert request.mask is not None
+    assert request.keep is not None
+    if tokens.shape[1] != prefix + request.mask.shape[1]:
+        raise ValueError(
+            f"the model made {tokens.shape[1] - prefix} patch tokens, but the mask has "
+            f"{request.mask.shape[1]} patches. Wrap the model again if its patches were changed."
+        )
+    return drop_tokens(tokens, request.keep, prefix)
+
+
+def _is_timm(model: nn.Module) -> bool:
+    return type(model).__module__.startswith("timm.")
 
 
 def _refusal(model: nn.Module, reason: str) -> ValueError:
@@ -249,7 +279,7 @@ def _refusal(model: nn.Module, reason: str) -> ValueError:
     return ValueError(f"{model_name(model)} cannot drop tokens: {reason}. Use apply={other}.")
 
 
-def _prefix_of(inputs: Any, named: Any, grid: Grid, where: str) -> int:
+def _prefix_of(inputs: Any, named: Any, grid: Grid, where: str, is_timm: bool) -> int:
     """Return the number of tokens before the patches in a block's input; refuse what is unsound."""
     given: list[Any] = [*inputs, *named.values()]
     tokens, others = given[0], given[1:]
@@ -260,7 +290,7 @@ def _prefix_of(inputs: Any, named: Any, grid: Grid, where: str) -> int:
             f"{where} does not take (B, tokens, D) with {patches} patches, but {came}, so its "
             "tokens cannot be dropped. Use apply='token', or 'pixel'."
         )
-    if any(_is_per_token(other, tokens.shape[1], patches) for other in others):
+    if any(_is_per_token(other, {tokens.shape[1], patches}, is_timm) for other in others):
         raise ValueError(
             f"{where} is given something else for each token, such as a rotary position embedding, "
             "so dropping tokens alone is not sound. Use apply='token', or 'pixel'."
@@ -268,21 +298,29 @@ def _prefix_of(inputs: Any, named: Any, grid: Grid, where: str) -> int:
     return tokens.shape[1] - patches
 
 
-def _is_per_token(value: Any, tokens: int, patches: int) -> bool:
+def _is_per_token(value: Any, counts: set[int], is_timm: bool) -> bool:
     if isinstance(value, (tuple, list)):
-        return any(_is_per_token(item, tokens, patches) for item in value)
-    # A position bias (1, heads, tokens, tokens) is known and taken care of.
-    known = isinstance(value, Tensor) and value.ndim == 4 and value.shape[2] == value.shape[3]
-    return isinstance(value, Tensor) and not known and bool({tokens, patches} & set(value.shape))
+        return any(_is_per_token(item, counts, is_timm) for item in value)
+    if not isinstance(value, Tensor) or not counts & set(value.shape):
+        return False
+    # A position bias (1, heads, tokens, tokens) of timm's is known and taken care of.
+    return not (is_timm and value.ndim == 4 and value.shape[2] == value.shape[3])
 
 
 def _biases(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Return the owners and names of methods that give a position bias for all pairs of tokens."""
+    """Return the owners and names of methods that give a position bias for all pairs of tokens.
+
+    Raises:
+        ValueError: a model that is not timm's and has such a bias, in what form is not known.
+    """
     found = []
     for module in model.modules():
+        table = getattr(module, "relative_position_bias_table", None) is not None
+        if table and not _is_timm(module):
+            raise _refusal(model, "its position bias is for all pairs of patches")
         if hasattr(module, "get_bias"):  # VisionTransformerRelPos
             found.append((module, "get_bias"))
-        elif getattr(module, "relative_position_bias_table", None) is not None:  # Beit
+        elif table:  # Beit
             method = "_get_rel_pos_bias" if hasattr(module, "_get_rel_pos_bias") else "forward"
             found.append((module, method))
     return found
@@ -330,5 +368,5 @@ class _DropSlot(nn.Module):
         """Drop the hidden tokens, returning the kept indices where the model asks for them."""
         keep = self.request.keep
         if keep is not None:
-            tokens = drop_tokens(tokens, keep, self.prefix)
+            tokens = _dropped(tokens, self.request, self.prefix)
         return (tokens, keep) if self.wants_indices else tokens

@@ -46,8 +46,23 @@ def submodule(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def pair(size: Any) -> Grid:
-    """Return (height, width) of a size given as one number or two."""
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    """Return (height, width) of a size given as one number or two.
+
+    Raises:
+        ValueError: anything else, or less than 1.
+    """
+    both = (size, size) if isinstance(size, int) else tuple(size) if _is_pair(size) else ()
+    if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
+        raise ValueError(f"a size must be an int >= 1, or two of them; got {size!r}.")
+    return both[0], both[1]
+
+
+def _is_pair(size: Any) -> bool:
+    return isinstance(size, (tuple, list)) and len(size) == 2
+
+
+_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+_REGISTERS = ("num_register_tokens", "n_storage_tokens")
 
 
 def prefix_tokens(model: nn.Module) -> int:
@@ -55,16 +70,24 @@ def prefix_tokens(model: nn.Module) -> int:
     count = getattr(model, "num_prefix_tokens", None)
     if isinstance(count, int):
         return count
-    registers = int(getattr(getattr(model, "config", None), "num_register_tokens", 0) or 0)
-    return registers + (1 if has_class_token(model) else 0)
+    extra = 0
+    for owner in (model, getattr(model, "config", None)):
+        extra = extra or next((int(getattr(owner, n, 0) or 0) for n in _REGISTERS), 0)
+    for owner in _owners(model):
+        extra += getattr(owner, "distillation_token", None) is not None
+    return extra + (1 if has_class_token(model) else 0)
 
 
 def has_class_token(model: nn.Module) -> bool:
     """Whether the model has a class token, timm's way or Hugging Face's."""
-    for owner in (model, getattr(model, "embeddings", None)):
-        if getattr(owner, "cls_token", None) is not None:
-            return True
-    return False
+    return any(
+        getattr(owner, name, None) is not None for owner in _owners(model) for name in _CLASS_TOKENS
+    )
+
+
+def _owners(model: nn.Module) -> list[Any]:
+    vision: Any = getattr(model, "vision_model", None)
+    return [model, getattr(model, "embeddings", None), getattr(vision, "embeddings", None)]
 
 
 def stem_of(model: nn.Module, path: str | None) -> tuple[str, nn.Module] | None:
@@ -85,12 +108,14 @@ def patch_size_of(model: nn.Module, stem: nn.Module | None, image_size: Grid) ->
     stated = None
     for owner in (stem, model, getattr(model, "config", None)):
         size = getattr(owner, "patch_size", None)
-        if isinstance(size, int) or (isinstance(size, (tuple, list)) and len(size) == 2):
+        if isinstance(size, int) or _is_pair(size):
             stated = pair(size)
             break
     strides = [info.get("reduction") for info in getattr(model, "feature_info", None) or ()]
     stride = strides[-1] if strides else None
-    if not isinstance(stride, int) or (stated is not None and stride in stated):
+    if not strides and stated is None and getattr(model, "pretrained_cfg", None):
+        stride = 16  # an older timm, which does not say
+    if not isinstance(stride, int) or stride < 1 or (stated is not None and stride in stated):
         return stated
     for size in (stride, 16):  # CrossViT's stride is a mean of two
         if image_size[0] % size == 0 and image_size[1] % size == 0:
@@ -113,7 +138,7 @@ def stated_size(model: nn.Module, stem: nn.Module | None) -> Grid | None:
     for owner in (model, stem, getattr(model, "config", None)):
         for name in ("img_size", "image_size"):
             size = getattr(owner, name, None)
-            if isinstance(size, int) or (isinstance(size, (tuple, list)) and len(size) == 2):
+            if isinstance(size, int) or _is_pair(size):
                 return _of_whole_patches(pair(size), model, stem)
     size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     return _of_whole_patches(pair(size[-2:]), model, stem) if size else None
@@ -245,6 +270,25 @@ def _patch_sizes_from(output: Any, size: Grid) -> list[Grid]:
         for rows, columns in grids
         if rows and columns and size[0] % rows == 0 and size[1] % columns == 0
     ]
+
+
+def mask_patch_size(model: nn.Module, stem: nn.Module | None, image_size: Grid | None) -> Grid:
+    """Return pixels per patch of the mask, as the model says, or as its tokens show.
+
+    Raises:
+        ValueError: neither.
+    """
+    size = patch_size_of(model, stem, image_size or (224, 224))
+    if size is not None:
+        return size
+    try:
+        return find_stem(model, None, None, None).patch_size
+    except ValueError:
+        raise ValueError(
+            f"{model_name(model)} does not say its patch size, and has no patch embedding that "
+            "shows it. Give patch_size=..., the pixels per patch of the mask; with apply='pixel' "
+            "any network works."
+        ) from None
 
 
 class _FoundError(Exception):

@@ -20,31 +20,49 @@ class Request:
         self.mask: Tensor | None = None
         self.keep: Tensor | None = None
         self.grid = (0, 0)
-        self.recorder: Any = None  # of the attention, while one is recording
+        self.recorders: list[Any] = []  # of the attention, while they are recording
         self.batch = self.patches = 0  # of the images, and of what is seen of each; for recording
 
     def clear(self) -> None:
         """Forget the mask."""
         self.mask = self.keep = None
+        if self.recorders:
+            self.batch = self.patches = 0
 
 
 class Tie(torch.autograd.Function):
     """Hands tokens on, and a gradient of zero to the mask token that none of them used.
 
     Data-parallel training expects a gradient of every parameter in every step, also in one that
-    masks nothing.
+    masks nothing. A copy rather than a view, since models may add to it in place.
     """
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, mask_token: Tensor) -> Tensor:
+    def forward(tokens: Tensor, mask_token: Tensor) -> Tensor:
         """Return the tokens."""
-        ctx.save_for_backward(mask_token)
-        return tokens.view_as(tokens)
+        return tokens.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Remember the mask token's shape, not its value, which an optimiser may change."""
+        token = inputs[1]
+        ctx.shape, ctx.kind = token.shape, {"dtype": token.dtype, "device": token.device}
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens' gradient, and zeros."""
-        return grads[0], torch.zeros_like(ctx.saved_tensors[0])
+        return grads[0], torch.zeros(ctx.shape, **ctx.kind)
+
+
+def tied(tokens: Tensor, mask_token: Tensor) -> Tensor:
+    """Return the tokens, and see to it that the mask token gets a gradient, of zero.
+
+    Where nothing else learns, that would only make the whole network keep its activations.
+    """
+    if not tokens.requires_grad:
+        return tokens
+    copy: Tensor = Tie.apply(tokens, mask_token)
+    return copy
 
 
 class Waiting:
@@ -67,21 +85,23 @@ class Waiting:
         self.masks = list(masks)
         self.counts: list[int | None] = [None] * len(self.masks)
         if counts is not None:
+            if not isinstance(counts, Sequence) or len(counts) != len(self.masks):
+                raise ValueError(
+                    f"counts must have one entry per mask, {len(self.masks)}; got {counts!r}."
+                )
             self.counts = list(counts)
-        if len(self.counts) != len(self.masks):
-            raise ValueError(
-                f"counts must have one entry per mask: {len(self.masks)}; got {len(self.counts)}."
-            )
         for mask in self.masks:
-            if mask is not None and not isinstance(mask, Tensor):
+            if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+                came = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
                 raise ValueError(
                     "each entry must be a (B, N) bool tensor, or None where a crop is clean; got "
-                    f"{type(mask).__name__}."
+                    f"{came}."
                 )
         self._batches = {len(mask) for mask in self.masks if mask is not None}
-        if len(self._batches) > 1:
+        if len(self._batches) > 1 or 0 in self._batches:
             raise ValueError(
-                f"the masks of all crops must be for one batch size; got {sorted(self._batches)}."
+                "the masks of all crops must be for one batch size of at least 1; got "
+                f"{sorted(self._batches)}."
             )
         self.next = 0
 

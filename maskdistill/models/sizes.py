@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from maskdistill.applying import Fill, mask_pixels
 from maskdistill.models.layouts import Grid
-from maskdistill.models.probing import model_name
+from maskdistill.models.probing import empty_image, evaluating, model_name
 
 # What lets a family take images of several sizes, most usual first; the last needs nothing.
 SIZE_ARGUMENTS: tuple[dict[str, Any], ...] = (
@@ -25,10 +25,12 @@ def explain(
     """Raise a better error for a forward that failed on images of another size.
 
     Raises:
-        ValueError: the size is another one; nothing is raised where it is not, where the model
-            does not say what it was built for, or where the memory ran out.
+        ValueError: the size is another one, and an empty image of that size fails as well; else
+            nothing is raised, since the size is not to blame.
     """
     if built_for is None or size == built_for or isinstance(error, torch.OutOfMemoryError):
+        return
+    if len(size) != 2 or _takes(model, (size[0], size[1])):
         return
     one_size = "give all views one size (local crops as large as global ones)"
     if hasattr(model, "dynamic_img_size"):
@@ -41,6 +43,15 @@ def explain(
         f"{model_name(model)} was built for images of {built_for[0]}x{built_for[1]} pixels and "
         f"does not take {'x'.join(map(str, size))}. {way}. (It says: {str(error)[:150]})"
     ) from error
+
+
+def _takes(model: nn.Module, size: Grid) -> bool:
+    try:
+        with evaluating(model), torch.no_grad():
+            model(empty_image(model, size))
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    return True
 
 
 def fill(images: Tensor, mask: Tensor, grid: Grid, patch_size: Grid, filling: Fill) -> Tensor:

@@ -1,7 +1,8 @@
-"""A wrapper whose state dict has the keys of the model that it wraps."""
+"""A wrapper that is out of the way: keys, attributes and optimiser rules are the model's."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
@@ -10,52 +11,134 @@ _CHILD = "backbone."
 _TOKEN = "mask_token"
 
 
-def own_mask_token(model: nn.Module, width: int) -> nn.Parameter | None:
-    """Return the mask token that a model has already (DINOv2, Hugging Face), or None."""
+class Transparent(nn.Module):
+    """Holds a model as ``backbone`` and shows its keys and attributes as its own.
+
+    State dicts lack the level of the wrapper, as those of torch's activation checkpointing do.
+    Attributes that the wrapper does not have are read from the model, and written to it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # First, since a model may have a mask token of its own, which would be found by attribute.
+        self.register_parameter(_TOKEN, None)
+        self.backbone = model
+        self._token_path: str | None = None
+        self._is_open = False  # until the wrapper's own attributes are set
+        self.register_state_dict_post_hook(_save)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_load)  # type: ignore[no-untyped-call]
+
+    def share_mask_token(self, path: str) -> None:
+        """Take the model's own mask token as the wrapper's, without a second name in state dicts.
+
+        Args:
+            path: its dotted name.
+        """
+        del self._parameters[_TOKEN]
+        self._token_path = path
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that timm spares from weight decay, by their names here."""
+        spared: Any = getattr(self.backbone, "no_weight_decay", set)
+        return {_CHILD + name for name in spared()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's patterns of layers, for their learning rates, for the names here."""
+        matcher: Any = self.backbone.group_matcher
+        groups = {group: _prefixed(pattern) for group, pattern in matcher(coarse=coarse).items()}
+        if isinstance(groups.get("stem"), str):
+            groups["stem"] += rf"|^{_TOKEN}$"
+        return groups
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "backbone":
+                raise
+            found: Any = self.backbone
+            path = self.__dict__.get("_token_path") if name == _TOKEN else None
+            for part in (path or name).split("."):
+                found = getattr(found, part)
+            return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_is_open") and not self._has(name) and hasattr(self.backbone, name):
+            setattr(self.backbone, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _has(self, name: str) -> bool:
+        own = (self.__dict__, self._parameters, self._buffers, self._modules)
+        return any(name in names for names in own) or hasattr(type(self), name)
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what cannot be wrapped.
+
+    Raises:
+        ValueError: no module, a wrapper, or a compiled model.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"vit must be a torch.nn.Module, for example timm.create_model(...); got {model!r}."
+        )
+    if isinstance(model, Transparent):
+        raise ValueError("vit is a MaskedViT already; wrap its .backbone instead.")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise ValueError("vit is compiled, and might not see its masks: wrap first, then compile.")
+
+
+def own_mask_token(model: nn.Module, width: int) -> str | None:
+    """Return the name of the mask token that a model has already (DINOv2, Hugging Face), or None.
+
+    Raises:
+        ValueError: a token of that name for something else, whose key would be taken.
+    """
     for name, parameter in model.named_parameters():
-        if name.split(".")[-1] == _TOKEN and parameter.numel() == width:
-            return parameter
+        *owners, last = name.split(".")
+        if last != _TOKEN or any("decoder" in owner or "predictor" in owner for owner in owners):
+            continue
+        if parameter.numel() == width:
+            return name
+        if not owners:
+            raise ValueError(
+                f"{type(model).__name__} has a mask_token {tuple(parameter.shape)}, but its patch "
+                f"tokens have a width of {width}: it is for something else, and leaves no name for "
+                "another. Wrap the encoder alone."
+            )
     return None
-
-
-def install(wrapper: nn.Module) -> None:
-    """Take the wrapper's level out of the keys when saving, and put it back when loading."""
-    wrapper.register_state_dict_post_hook(_save)
-    wrapper.register_load_state_dict_pre_hook(_load)
 
 
 def _save(wrapper: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     """Rename ``backbone.blocks.0`` to ``blocks.0``, in place and in the order of the keys."""
-    shared = _shares_token(wrapper)
     for key in [key for key in state if key.startswith(prefix)]:
         value = state.pop(key)
-        rest = key[len(prefix) :]
-        if rest == _TOKEN and shared:
-            continue
-        state[prefix + rest.removeprefix(_CHILD)] = value
+        state[prefix + key[len(prefix) :].removeprefix(_CHILD)] = value
 
 
 def _load(wrapper: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
     """Rename ``blocks.0`` to ``backbone.blocks.0``; a mask token that is missing stays as it is."""
-    token: Any = wrapper._parameters.get(_TOKEN)
-    own = token is not None and not _shares_token(wrapper)
+    backbone: Any = wrapper.backbone
+    theirs = set(backbone.state_dict())
+    own = {*wrapper._modules, *wrapper._parameters, *wrapper._buffers} - {"backbone"}
     for key in [key for key in state if key.startswith(prefix)]:
         rest = key[len(prefix) :]
-        if rest.startswith(_CHILD) or (rest == _TOKEN and own):
-            continue
-        state[prefix + _CHILD + rest] = state.pop(key)
+        # Older checkpoints have the level of the wrapper in their keys.
+        stays = rest.split(".")[0] in own or rest.startswith(_CHILD)
+        if rest in theirs or not stays:
+            state[prefix + _CHILD + rest] = state.pop(key)
+    token = wrapper._parameters.get(_TOKEN)
     if token is not None:
         state.setdefault(prefix + _TOKEN, token.detach())
-        if not own:  # one parameter under two names: both must load the same
-            name = next(
-                n
-                for n, p in wrapper.named_parameters(remove_duplicate=False)
-                if p is token and n != _TOKEN
-            )
-            state[prefix + _TOKEN] = state.get(prefix + name, token.detach())
 
 
-def _shares_token(wrapper: nn.Module) -> bool:
-    token = wrapper._parameters.get(_TOKEN)
-    backbone: Any = wrapper.backbone
-    return token is not None and any(token is p for p in backbone.parameters())
+def _prefixed(pattern: Any) -> Any:
+    """Put the wrapper's level before the names that a pattern of timm's matches."""
+    if isinstance(pattern, str):
+        return rf"^{re.escape(_CHILD)}(?:{pattern.removeprefix('^')})"
+    if isinstance(pattern, tuple) and pattern and isinstance(pattern[0], str):
+        return (_prefixed(pattern[0]), *pattern[1:])
+    if isinstance(pattern, (list, tuple)):
+        return type(pattern)(_prefixed(part) for part in pattern)
+    return pattern

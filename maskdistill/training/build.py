@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from maskdistill.data.loading import derive_seed
 from maskdistill.drawing import OF_EVERY_VIEW
 from maskdistill.models import MaskedViT, MultiCropWrapper, create_backbone
+from maskdistill.models.probing import evaluating
 from maskdistill.objectives import DINOHead, DINOLoss
 from maskdistill.training.config import TrainingConfig
 from maskdistill.training.distributed import Processes
@@ -133,11 +134,7 @@ def _empty_image(vit: MaskedViT, size: int) -> torch.Tensor:
 def _embedding_width(vit: MaskedViT, config: TrainingConfig) -> int:
     """Return the width of the embeddings of crops of all sizes; refuses sizes it does not take."""
     assert config.local_size is not None
-    training = vit.training
-    with torch.no_grad():
-        widths = [
-            vit.eval().embed(_empty_image(vit, size)).shape[1]
-            for size in (config.local_size, config.image_size)
-        ]
-    vit.train(training)
+    sizes = (config.local_size, config.image_size)
+    with torch.no_grad(), evaluating(vit):
+        widths = [vit.embed(_empty_image(vit, size)).shape[1] for size in sizes]
     return int(widths[-1])

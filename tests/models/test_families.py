@@ -41,6 +41,8 @@ NO_ATTENTION = {
     "convnext": "no attention",
 }
 
+NO_STRIDES = ("crossvit_tiny_240", "gcvit_xxtiny", "pit_ti_224", "visformer_tiny")
+
 
 @contextmanager
 def wrapped(name: str, apply: str) -> Iterator[md.MaskedViT]:
@@ -153,6 +155,8 @@ def test_dropping_is_attending_to_nothing_hidden(name: str) -> None:
 def test_dropping_in_cait_is_running_on_the_kept_tokens() -> None:
     name = "cait_xxs24_224"
     model: Any = build(name)
+    if not hasattr(model, "forward_cls"):
+        pytest.skip("an older timm, which has no such part to compare with")
     x = images(name)
     with wrapped(name, "drop") as vit:
         mask = half(vit, x)
@@ -220,6 +224,8 @@ def unfused(model: nn.Module) -> Iterator[None]:
 def test_the_attention_is_the_softmax(name: str) -> None:
     """Against every softmax of a forward in which nothing is fused."""
     model, x = build(name), images(name)
+    if "naflexvit_base_patch16_gap" not in SMALL and name in NO_STRIDES:
+        pytest.skip("an older timm does not say the strides of this one, so the grid is another")
     refusals = [why for family, why in NO_ATTENTION.items() if name.startswith(family)]
     with wrapped(name, "pixel") as vit:
         if refusals:
@@ -267,6 +273,7 @@ def test_queries_other_than_the_usual() -> None:
         vit.attention(images("vit_tiny_patch16_224"), "register")
 
 
+@pytest.mark.skipif("naflexvit_base_patch16_gap" not in SMALL, reason="an older timm")
 @pytest.mark.parametrize("training", [False, True])
 @torch.no_grad()
 def test_naflex_drops_in_both_modes(training: bool) -> None:
