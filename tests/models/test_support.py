@@ -44,7 +44,8 @@ def check(model: ModelSupport) -> None:
     """What must hold of every model. Anything but a refusal of ours would have raised already."""
     built = build_on_meta(model.name)
     kind = type(built).__name__
-    if isinstance(getattr(built, "patch_embed", None), nn.Module):
+    stem = getattr(built, "patch_embed", None)
+    if isinstance(stem, nn.Module) and not isinstance(stem, nn.ModuleList):
         assert model.token, "a single patch embedding takes mask tokens"
     if kind in DROPPING:
         assert model.drop, model.reasons
