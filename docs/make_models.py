@@ -10,10 +10,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import timm
 from tqdm import tqdm
 
-from maskdistill.models.support import ModelSupport, support_of, transformer_names
+from maskdistill.models.support import ModelSupport, family_of, support_of, transformer_names
 
 PAGE = Path(__file__).parent / "models.md"
 MARKS = ("<!-- families -->", "<!-- models -->")
@@ -84,7 +83,7 @@ def read(page: str) -> dict[str, ModelSupport]:
         )
         models[name] = ModelSupport(
             name=name,
-            family=str(timm.models._registry._model_to_module[name]),
+            family=family_of(name),
             image_size=_pair(image),
             patch_size=_pair(patch),
             token=token == "yes",

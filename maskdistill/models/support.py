@@ -98,10 +98,15 @@ def transformer_names(pattern: str = "*") -> list[str]:
     ]
 
 
+def family_of(name: str) -> str:
+    """Return timm's module of a transformer."""
+    from timm.models import is_model_in_modules
+
+    return next(family for family in FAMILIES if is_model_in_modules(name, [family]))
+
+
 def support_of(name: str) -> ModelSupport:
     """Return what one model of timm takes. Only refusals of ours count as such."""
-    import timm
-
     reasons: dict[str, str] = {}
     model = _build(name)
     pixel = MaskedViT(model, "pixel")
@@ -137,7 +142,7 @@ def support_of(name: str) -> ModelSupport:
         break
     return ModelSupport(
         name=name,
-        family=str(timm.models._registry._model_to_module[name]),
+        family=family_of(name),
         image_size=size,
         patch_size=patch,
         token=token,
