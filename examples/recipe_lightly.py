@@ -113,7 +113,7 @@ IBOT = """\
  
 +import maskdistill as md
  import torch
-@@ -144,3 +145,4 @@
+@@ -144,2 +145,3 @@
  num_batches = len(dataloader)
 +masker = md.BlockMasker(md.Stratified(0.1, 0.5, share=0.5))
  total_steps = epochs * num_batches
@@ -144,7 +144,7 @@ ATTENTION = """\
  
 +import maskdistill as md
  import torch
-@@ -144,3 +145,5 @@
+@@ -144,2 +145,4 @@
  num_batches = len(dataloader)
 +masker = md.AttentionGuidedMasker(0.4)
 +teacher = md.MaskedViT(model.teacher_backbone.vit, "pixel")

@@ -16,7 +16,6 @@ from maskdistill.applying import (
     Fill,
     check_mask,
     patch_grid,
-    visible_indices,
 )
 from maskdistill.models import sizes
 from maskdistill.models.attention import AttentionRecord, LastAttention, Query
@@ -28,6 +27,7 @@ from maskdistill.models.probing import (
     model_name,
     overlaps,
     pair,
+    patch_size_of,
     prefix_tokens,
     stated_size,
     stem_of,
@@ -121,6 +121,9 @@ class MaskedViT(Transparent):
             self._hook_stem(patch_embed, given, image_size)
         else:
             self.patch_size = given or mask_patch_size(vit, stem, self._built_for)
+        own = patch_size_of(vit, stem, self._built_for or (224, 224)) or self.patch_size
+        if given is not None and given[0] % own[0] == given[1] % own[1] == 0:
+            self._request.per_patch = (given[0] // own[0], given[1] // own[1])
         if apply == "drop":
             self._blanks = stem is not None and overlaps(vit, stem)
             self._dropping = find_dropping(
@@ -330,7 +333,7 @@ class MaskedViT(Transparent):
                 raise ValueError("a mask was given inside masking(); use the one or the other.")
             mask, hidden = self._waiting.take(images.shape[0])
         if request.recorders:
-            rows, columns = self.grid(images.shape[-2], images.shape[-1])
+            request.grid = rows, columns = self.grid(images.shape[-2], images.shape[-1])
             request.batch, request.patches = images.shape[0], rows * columns
         if mask is None:
             return images
@@ -344,10 +347,12 @@ class MaskedViT(Transparent):
             return sizes.fill(images, mask, grid, self.patch_size, self.fill)
         if self._blanks:
             images = sizes.fill(images, mask, grid, self.patch_size, "zero")
-        if self.apply_mask == "drop":
+        if self._dropping is not None:
             if visible is None and hidden is not None:
                 visible = mask.shape[1] - hidden
-            request.keep = visible_indices(mask, visible)
+            rows, columns = self._dropping.tokens_per_patch
+            request.tokens = mask.shape[1] * rows * columns
+            request.keep = self._dropping.kept(mask, grid, visible)
             request.patches = request.keep.shape[1]
         request.mask, request.grid = mask, grid
         return images

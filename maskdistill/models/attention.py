@@ -160,11 +160,13 @@ class LastAttention:
             weights = weights.unflatten(0, (batch, -1))
         if weights.ndim == 5 and weights.shape[2] == 1:  # NesT: one block at the end
             weights = weights.squeeze(2)
+        rows, columns = self.request.per_patch
         prefix = weights.shape[-1] - patches
-        queries = weights.shape[-2]
+        if prefix not in self._prefixes:  # a mask of patches coarser than the model's
+            prefix = weights.shape[-1] - patches * rows * columns
         fits = weights.ndim == 4 and weights.shape[0] == batch and prefix in self._prefixes
         if self.query in ("mean", "register"):
-            fits = fits and queries == weights.shape[-1]
+            fits = fits and weights.shape[-2] == weights.shape[-1]
         if not fits:
             raise ValueError(
                 f"{self.name}: its last attention has the weights {tuple(weights.shape)} for "
@@ -172,19 +174,26 @@ class LastAttention:
                 "channels rather than at all patches. Choose a plain ViT, or a masker that needs "
                 "no attention."
             )
-        to_patches = weights[..., prefix:]
+        attention = self._rows(weights, prefix)[..., prefix:]
+        if attention.shape[-1] != patches:  # a coarser patch gets the sum of its tokens
+            grid = (self.request.grid[0], rows, self.request.grid[1], columns)
+            attention = attention.unflatten(-1, grid).sum(dim=(-3, -1)).flatten(-2)
+        return attention
+
+    def _rows(self, weights: Tensor, prefix: int) -> Tensor:
+        """Return (B, heads, keys): the query's row, or the mean over its rows."""
         if self.query == "class":
-            return to_patches[:, :, 0]
+            return weights[:, :, 0]
         if self.query == "pool":
-            return to_patches.mean(dim=2)
+            return weights.mean(dim=2)
         if self.query == "mean":
-            return to_patches[:, :, prefix:].mean(dim=2)
+            return weights[:, :, prefix:].mean(dim=2)
         first = 1 if self.has_class_token else 0
         if prefix <= first:
             raise ValueError(
                 f"{self.name} has no register tokens. Use query='class', 'mean' or None."
             )
-        return to_patches[:, :, first:prefix].mean(dim=2)
+        return weights[:, :, first:prefix].mean(dim=2)
 
 
 def _scope(model: nn.Module, query: Query | None, name: str) -> tuple[Query, nn.Module]:

@@ -8,13 +8,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from maskdistill.applying import drop_tokens
-from maskdistill.models.layouts import Grid
+from maskdistill.applying import drop_tokens, visible_indices
+from maskdistill.models.layouts import Grid, upsample
 from maskdistill.models.probing import (
     NO_ONE_PLACE,
     image_size_of,
     inputs_of,
     model_name,
+    multiple,
+    patch_size_of,
     stem_of,
     submodule,
     whole_patches,
@@ -74,6 +76,15 @@ class Dropping:
     def __init__(self, model: nn.Module, request: Request) -> None:
         self.model = model
         self.request = request
+        self.tokens_per_patch: Grid = (1, 1)
+
+    def kept(self, mask: Tensor, grid: Grid, visible: int | None) -> Tensor:
+        """Return the indices of the tokens that are kept, for a mask over the patch grid."""
+        rows, columns = self.tokens_per_patch
+        if (rows, columns) != (1, 1):
+            mask = upsample(mask, grid, (grid[0] * rows, grid[1] * columns))
+            visible = None if visible is None else visible * rows * columns
+        return visible_indices(mask, visible)
 
     def run(self, method: str, images: Tensor, **arguments: Any) -> Any:
         """Call the model's ``forward`` or ``forward_features`` while tokens are dropped."""
@@ -227,16 +238,26 @@ def find_dropping(
         ValueError: a model in which that is not sound, with the reason.
     """
     found = stem_of(model, patch_embed)
-    size = image_size or image_size_of(model, found[1] if found else None)
-    grid = whole_patches(size, patch_size)
+    stem = found[1] if found else None
+    size = image_size or image_size_of(model, stem)
+    own = patch_size_of(model, stem, size) or patch_size
+    if "Hiera" in {kind.__name__ for kind in type(model).__mro__}:
+        return HieraDropping(model, request, whole_patches(size, patch_size))
+    per_patch = multiple(patch_size, own, model_name(model))
+    dropping = _find(model, request, first_block, whole_patches(size, own), size)
+    dropping.tokens_per_patch = per_patch
+    return dropping
+
+
+def _find(
+    model: nn.Module, request: Request, first_block: str | None, grid: Grid, size: Grid
+) -> Dropping:
     if first_block is not None:
         return BlockDropping(model, request, first_block, grid, size)
     kinds = [kind.__name__ for kind in type(model).__mro__]
     for kind in kinds:
         if kind in _REASONS:
             raise _refusal(model, _REASONS[kind])
-    if "Hiera" in kinds:
-        return HieraDropping(model, request, grid)
     if {"Beit", "VisionTransformerRelPos", "Cait"} & set(kinds):
         return BlockDropping(model, request, "blocks", grid, size)
     if not hasattr(model, "patch_drop"):
@@ -260,12 +281,11 @@ def find_dropping(
 
 
 def _dropped(tokens: Tensor, request: Request, prefix: int) -> Tensor:
-    assert request.mask is not None
     assert request.keep is not None
-    if tokens.shape[1] != prefix + request.mask.shape[1]:
+    if tokens.shape[1] != prefix + request.tokens:
         raise ValueError(
-            f"the model made {tokens.shape[1] - prefix} patch tokens, but the mask has "
-            f"{request.mask.shape[1]} patches. Wrap the model again if its patches were changed."
+            f"the model made {tokens.shape[1] - prefix} patch tokens, but the mask is for "
+            f"{request.tokens}. Wrap the model again if its patches were changed."
         )
     return drop_tokens(tokens, request.keep, prefix)
 

@@ -40,6 +40,11 @@ class MultiCropWrapper(nn.Module):
 
     def __init__(self, backbone: MaskedViT, head: nn.Module) -> None:
         super().__init__()
+        if not isinstance(backbone, MaskedViT):
+            raise ValueError(
+                f"backbone must be a MaskedViT; got {type(backbone).__name__}. Wrap it: "
+                "MaskedViT(backbone)."
+            )
         self.backbone = backbone
         self.head = head
 
@@ -58,6 +63,13 @@ class MultiCropWrapper(nn.Module):
         """
         masks = [None] * len(crops) if masks is None else masks
         counts = [None] * len(crops) if counts is None else counts
+        for name, given in (("masks", masks), ("counts", counts)):
+            if not isinstance(given, Sequence) or len(given) != len(crops):
+                came = f"{len(given)}" if isinstance(given, Sequence) else type(given).__name__
+                raise ValueError(
+                    f"{name} must be a list with one entry per crop, {len(crops)}, as .student of "
+                    f"what a policy draws; got {came}."
+                )
         groups: dict[tuple[torch.Size, bool, int | None], list[int]] = {}
         for i, (crop, mask) in enumerate(zip(crops, masks, strict=True)):
             groups.setdefault((crop.shape[1:], mask is None, counts[i]), []).append(i)

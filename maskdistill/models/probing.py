@@ -168,6 +168,20 @@ def whole_patches(size: Grid, patch_size: Grid) -> Grid:
     return rows, columns
 
 
+def multiple(patch_size: Grid, own: Grid, name: str) -> Grid:
+    """Return how many of the model's own patches a patch of the mask covers, in both directions.
+
+    Raises:
+        ValueError: not a whole number.
+    """
+    if patch_size[0] % own[0] or patch_size[1] % own[1]:
+        raise ValueError(
+            f"patch_size must be a multiple of the {own[0]}x{own[1]} pixels per patch of {name}, "
+            f"so that the mask covers whole tokens; got {patch_size[0]}x{patch_size[1]}."
+        )
+    return patch_size[0] // own[0], patch_size[1] // own[1]
+
+
 def empty_image(model: nn.Module, size: tuple[int, int]) -> Tensor:
     """Return one empty image of the model's channels, device and dtype."""
     parameter = next(model.parameters(), torch.empty(0))
@@ -245,7 +259,13 @@ def find_stem(
     if not patch_size:
         candidates += _patch_sizes_from(output, size)
     for candidate in candidates:
-        layout = find_layout(output, whole_patches(size, candidate))
+        grid = whole_patches(size, candidate)
+        layout = find_layout(output, grid)
+        if layout is not None and patch_size:
+            rows, columns = layout.tokens_per_patch or (0, 0)
+            stem = (size[0] // (grid[0] * rows or 1), size[1] // (grid[1] * columns or 1))
+            if (rows * stem[0], columns * stem[1]) != patch_size:
+                multiple(patch_size, patch_size_of(model, module, size) or stem, name)
         if layout is not None:
             return Stem(
                 where, module, layout, layout.width(output), candidate, overlaps(model, module)

@@ -20,8 +20,11 @@ class Request:
         self.mask: Tensor | None = None
         self.keep: Tensor | None = None
         self.grid = (0, 0)
+        self.tokens = 0  # of patches, before any is dropped
         self.recorders: list[Any] = []  # of the attention, while they are recording
-        self.batch = self.patches = 0  # of the images, and of what is seen of each; for recording
+        # For recording: images, patches that are seen of each, and tokens in a patch of the mask.
+        self.batch = self.patches = 0
+        self.per_patch = (1, 1)
 
     def clear(self) -> None:
         """Forget the mask."""

@@ -33,7 +33,9 @@ def explain(
     if len(size) != 2 or _takes(model, (size[0], size[1])):
         return
     one_size = "give all views one size (local crops as large as global ones)"
-    if hasattr(model, "dynamic_img_size"):
+    if getattr(model, "dynamic_img_size", False):
+        way = "Its sizes must be multiples of its patch"
+    elif hasattr(model, "dynamic_img_size"):
         way = f"Build it with dynamic_img_size=True, or {one_size}"
     elif "Swin" in type(model).__name__:
         way = f"Build it with strict_img_size=False, or {one_size}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import re
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,9 +89,19 @@ def _read_safetensors(path: Path) -> Any:
     return load_file(path)
 
 
+def _plain_types() -> list[Any]:
+    """Return what DINO's and iBOT's checkpoints hold besides tensors, and what runs no code.
+
+    Their command line, and learning rates that are numbers of NumPy.
+    """
+    scalar: Any = np.float64(0).__reduce__()[0]
+    kinds: list[Any] = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
+    old, new = "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"
+    return [argparse.Namespace, np.dtype, codecs.encode, (scalar, old), (scalar, new), *kinds]
+
+
 def _read_torch(path: Path) -> Any:
-    # DINO and iBOT keep their command line in their checkpoints: an object that holds values only.
-    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+    with torch.serialization.safe_globals(_plain_types()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other pickle protocols: what follows is tested anyway
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -215,6 +215,44 @@ def test_bad_settings(arguments: dict[str, Any], message: str) -> None:
         md.MaskedViT(small(), **arguments)
 
 
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "beit_base_patch16_224", "cait_xxs24_224",
+             "vit_small_patch16_dinov3"]
+)  # fmt: skip
+@pytest.mark.parametrize("apply", ["token", "drop"])
+@torch.no_grad()
+def test_a_mask_of_coarser_patches(name: str, apply: str) -> None:
+    if not timm.is_model(name):
+        pytest.skip("an older timm")
+    model = small(name, img_size=64, embed_dim=32)
+    vit = md.MaskedViT(model, apply, patch_size=16)  # type: ignore[arg-type]
+    x = torch.randn(2, 3, 64, 64)
+    mask = md.RandomMasker(0.5)(2, vit.grid(64, 64))
+    shown = md.mask_pixels(torch.ones_like(x), mask, 16).bool()
+    torch.testing.assert_close(vit(torch.where(shown, x, 9 * x), mask), vit(x, mask))
+    if apply == "drop":
+        prefix = vit.forward_features(x).shape[1] - 64
+        assert vit.forward_features(x, mask).shape[1] == prefix + 32
+        assert torch.equal(vit(x, mask, visible=8), vit(x, mask))
+    vit.unwrap()
+    fine, coarse = md.MaskedViT(model, "pixel"), md.MaskedViT(model, "pixel", patch_size=16)
+    summed = fine.attention(x).unflatten(2, (4, 2, 4, 2)).sum((3, 5)).flatten(2)
+    torch.testing.assert_close(coarse.attention(x), summed)
+    for size in (12, 20, 4):
+        with pytest.raises(ValueError, match="multiple of the 8x8 pixels|no grid of patches"):
+            md.MaskedViT(model, apply, patch_size=size)  # type: ignore[arg-type]
+
+
+def test_multicrop_says_what_it_wants() -> None:
+    with pytest.raises(ValueError, match=r"must be a MaskedViT; got VisionTransformer"):
+        md.MultiCropWrapper(small(), nn.Identity())  # type: ignore[arg-type]
+    net = md.MultiCropWrapper(md.MaskedViT(small()), nn.Identity())
+    with pytest.raises(ValueError, match=r"one entry per crop, 1, .* got ViewMasks"):
+        net([X], md.ViewMasks([MASK], [None], [8], [0]))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"one entry per crop, 2, .* got 1"):
+        net([X, X], [MASK])
+
+
 def test_bad_calls() -> None:
     vit = md.MaskedViT(small(), "drop")
     for arguments, message in (

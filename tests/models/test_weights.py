@@ -5,6 +5,7 @@ The files are written here: a random timm model's state dict, renamed to the oth
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import re
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -571,3 +573,18 @@ def test_the_report_reads_well() -> None:
         "left out: student.module.backbone.cls_token and 39 more (not of the teacher's backbone)",
     ]
     assert json.loads(json.dumps(report.left_out)) == report.left_out
+
+
+def test_a_checkpoint_with_a_command_line_and_numbers_of_numpy(tmp_path: Path) -> None:
+    """As facebookresearch/dino writes them: learning rates come from a NumPy schedule."""
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
+    content = {
+        "teacher": {f"backbone.{key}": value for key, value in model.state_dict().items()},
+        "args": argparse.Namespace(lr=np.float64(5e-4)),
+        "optimizer": {"param_groups": [{"lr": np.float64(1e-3), "decay": np.float32(0.04)}]},
+        "epoch": np.int64(3),
+    }
+    torch.save(content, tmp_path / "checkpoint.pth")
+    again = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
+    load_weights(again, tmp_path / "checkpoint.pth")
+    assert torch.equal(again.pos_embed, model.pos_embed)
