@@ -75,14 +75,21 @@ def prefix_tokens(model: nn.Module) -> int:
         extra = extra or next((int(getattr(owner, n, 0) or 0) for n in _REGISTERS), 0)
     for owner in _owners(model):
         extra += getattr(owner, "distillation_token", None) is not None
-    return extra + (1 if has_class_token(model) else 0)
+    token = _class_token(model)
+    if token is None:
+        return extra
+    # PiT keeps its class and distillation tokens in one (1, 2, D).
+    return extra + (int(token.shape[1]) if getattr(token, "ndim", 1) == 3 else 1)
 
 
 def has_class_token(model: nn.Module) -> bool:
     """Whether the model has a class token, timm's way or Hugging Face's."""
-    return any(
-        getattr(owner, name, None) is not None for owner in _owners(model) for name in _CLASS_TOKENS
-    )
+    return _class_token(model) is not None
+
+
+def _class_token(model: nn.Module) -> Any:
+    found = (getattr(owner, name, None) for owner in _owners(model) for name in _CLASS_TOKENS)
+    return next((token for token in found if token is not None), None)
 
 
 def _owners(model: nn.Module) -> list[Any]:

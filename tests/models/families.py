@@ -50,6 +50,7 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
     "swinv2_tiny_window8_256": ({**_SWIN, "window_size": 2}, 64),
     "swinv2_cr_tiny_224": ({**_SWIN, "window_size": 2}, 64),
     "pit_ti_224": ({}, 224),
+    "pit_ti_distilled_224": ({}, 224),  # two prefix tokens, of which it does not tell
     "nest_tiny": ({"img_size": 64}, 64),
     "mvitv2_tiny": ({"img_size": 64}, 64),
     "mvitv2_base_cls": ({"img_size": 64}, 64),

@@ -41,7 +41,8 @@ NO_ATTENTION = {
     "convnext": "no attention",
 }
 
-NO_STRIDES = ("crossvit_tiny_240", "gcvit_xxtiny", "pit_ti_224", "visformer_tiny")
+NO_STRIDES = ("crossvit_tiny_240", "gcvit_xxtiny", "pit_ti_224", "pit_ti_distilled_224",
+              "visformer_tiny")  # fmt: skip
 
 
 @contextmanager
