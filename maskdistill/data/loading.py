@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from typing import Any
+import contextlib
+import re
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from maskdistill.data.augment import Crops, MultiCrop, collate_crops
+from maskdistill.data.augment import Crops, MultiCrop
+from maskdistill.data.draws import derive_seed, image_keys
+from maskdistill.data.resident import ResidentImages
+
+__all__ = [
+    "BatchStream",
+    "CropDataset",
+    "LoaderError",
+    "crop_batches",
+    "crop_loader",
+    "derive_seed",
+    "steps_per_epoch",
+]
 
 
-def derive_seed(*parts: int | str) -> int:
-    """Return a 63-bit seed that differs wherever any part differs.
-
-    >>> derive_seed(0, "masks", 1) == derive_seed(0, "masks", 1) != derive_seed(0, "masks", 2)
-    True
-    """
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+class LoaderError(RuntimeError):
+    """A loader worker died: killed by the system, most often for memory."""
 
 
 class CropDataset(Dataset[Crops]):
@@ -41,12 +49,23 @@ class CropDataset(Dataset[Crops]):
 
     def __getitem__(self, item: tuple[int, int]) -> Crops:
         """Return the crops of image ``index`` in ``epoch``."""
-        epoch, index = item
-        image, _ = self.images[index]
-        # torchvision draws from the global generator: lend it a state of our own.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(self.seed, "crops", epoch, index))
-            return self.transform(image)
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> list[Crops]:
+        """Return the crops of several images, for a loader with a collate function of its own."""
+        batch = self.batch(items)
+        rows = zip(zip(*batch.images, strict=True), batch.boxes, batch.flipped, strict=True)
+        return [Crops(list(views), boxes, flipped) for views, boxes, flipped in rows]
+
+    def batch(self, items: list[tuple[int, int]]) -> Crops:
+        """Return the crops of several images, stacked view by view.
+
+        Args:
+            items: ``(epoch, index)`` of each image.
+        """
+        epochs, indices = torch.tensor(items).unbind(dim=1)
+        images = [self.images[index][0] for _, index in items]
+        return self.transform.cut(images, image_keys(self.seed, epochs, indices))
 
 
 class BatchStream(Sampler[list[tuple[int, int]]]):
@@ -119,15 +138,115 @@ def crop_loader(
 ) -> DataLoader[Any]:
     """Return a loader of ``Crops`` batches; the result does not depend on the workers."""
     return DataLoader(
-        dataset,
+        _Batches(dataset),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate_crops,
+        collate_fn=_as_it_is,
         pin_memory=pin_memory,
         worker_init_fn=_one_thread if workers else None,
     )
 
 
+def crop_batches(
+    images: Dataset[tuple[Image.Image, int]] | ResidentImages,
+    transform: MultiCrop,
+    stream: BatchStream,
+    *,
+    seed: int,
+    where: Literal["workers", "device"] = "workers",
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterable[Crops]:
+    """Yield the crops of each batch of a stream, cut on the CPU or on the device.
+
+    >>> from maskdistill.data import Scenes
+    >>> stream = BatchStream(10, 4, start=0, stop=2, seed=0)
+    >>> batches = crop_batches(Scenes(10, 48), MultiCrop(32, 16, 2), stream, seed=0)
+    >>> [tuple(batch.images[0].shape) for batch in batches]
+    [(4, 3, 32, 32), (4, 3, 32, 32)]
+
+    Args:
+        images: of ``(RGB image, label)`` pairs, or those already resident on the device.
+        transform: the multi-crop augmentation.
+        stream: which images, batch by batch.
+        seed: of the run.
+        where: ``"workers"`` decodes and cuts in loader processes. ``"device"`` decodes all images
+            once, in the beginning, keeps them in the device's memory, and cuts them there.
+        workers: loader processes; 0 works in this one. With ``"device"``, those that decode.
+        device: where training runs.
+
+    Returns:
+        uint8 crops: in pinned CPU memory if the device is CUDA, or on the device if they are cut
+        there. What they show depends on the seed, the epoch and the image; never on ``workers``.
+
+    Raises:
+        ValueError: ``where`` is unknown, or the images do not fit the device's memory.
+        LoaderError: while iterating, if a worker died.
+    """
+    device = torch.device(device)
+    if where not in ("workers", "device"):
+        raise ValueError(f'where must be "workers" or "device", not {where!r}.')
+    if isinstance(images, ResidentImages):
+        return _from_memory(images, transform, stream, seed)
+    if where == "device":
+        with deaths_explained(workers):
+            resident = ResidentImages(images, device, workers=workers)
+        return _from_memory(resident, transform, stream, seed)
+    dataset = CropDataset(images, transform, seed)
+    pinned = device.type == "cuda"
+    return _from_workers(crop_loader(dataset, stream, workers=workers, pin_memory=pinned), workers)
+
+
+def _from_memory(
+    images: ResidentImages, transform: MultiCrop, stream: BatchStream, seed: int
+) -> Iterator[Crops]:
+    for items in stream:
+        epochs, indices = torch.tensor(items).unbind(dim=1)
+        yield images.crops(transform, indices, image_keys(seed, epochs, indices))
+
+
+def _from_workers(loader: DataLoader[Any], workers: int) -> Iterator[Crops]:
+    batches = iter(loader)
+    while True:
+        with deaths_explained(workers):
+            crops = next(batches, None)
+        if crops is None:
+            return
+        yield crops
+
+
+@contextlib.contextmanager
+def deaths_explained(workers: int) -> Iterator[None]:
+    """Turn torch's error about a loader worker that died, inside, into a `LoaderError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        # An error of the data set's own comes as itself, with "DataLoader worker process" in it.
+        if not re.search(r"DataLoader worker \(pid", str(error)):
+            raise
+        raise LoaderError(
+            f"a loader worker died ({str(error).split('. ')[0].strip()}). Mostly the memory ran "
+            f"out: lower --workers (now {workers}) or the batch size. A bus error means that "
+            "/dev/shm is too small: in a container, give it more (docker run --shm-size)."
+        ) from error
+
+
+class _Batches(Dataset[Crops]):
+    """A data set whose loader gets each batch whole: cut together, never taken apart."""
+
+    def __init__(self, crops: CropDataset) -> None:
+        self.crops = crops
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> Crops:
+        return self.crops.batch(items)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 def _one_thread(worker: int) -> None:
+    # Ctrl-C goes to the whole group of processes; the main one decides when the workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Workers that each use all cores for one small image only get in each other's way.
     torch.set_num_threads(1)

@@ -11,31 +11,32 @@ classes and the care for damaged images are here, once for all of them.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
+from maskdistill.data.damage import Damage, DamagedDataError, DamagedImageWarning
 from maskdistill.data.formats import FORMS, Form, Listing
 from maskdistill.data.formats.listing import DamagedImageError, contents
 
+__all__ = [
+    "DamagedDataError",
+    "DamagedImageWarning",
+    "DataSplits",
+    "ImageDataset",
+    "open_data",
+    "split_by_name",
+]
+
 _Rows = NDArray[np.int64]
 """Positions in a listing."""
-
-
-class DamagedImageWarning(UserWarning):
-    """An image could not be decoded, and another one stands in for it."""
-
-
-class DamagedDataError(RuntimeError):
-    """More images are damaged than the run was told to put up with."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class ImageDataset(Dataset[tuple[Image.Image, int]]):
     labels: NDArray[np.int64]
 
     def __init__(
-        self, listing: Listing, rows: _Rows, labels: NDArray[np.int64], damage: _Damage
+        self, listing: Listing, rows: _Rows, labels: NDArray[np.int64], damage: Damage
     ) -> None:
         self.labels = labels
         self._store = listing.store
@@ -98,6 +99,16 @@ class ImageDataset(Dataset[tuple[Image.Image, int]]):
                 return image, int(self.labels[position])
         raise DamagedDataError(f"None of the {count:,} images is readable: {self.damaged[0]}, ...")
 
+    def encoded(self, index: int) -> bytes:
+        """Give one image as the bytes of an image file (JPEG, PNG, ...), for other decoders.
+
+        They are what lies there, whether it can be decoded or not; pixels are encoded as PNG.
+
+        Raises:
+            DamagedImageError: there are no bytes, or their checksum is another.
+        """
+        return self._store.encoded(int(self._rows[index]))
+
     @property
     def damaged(self) -> tuple[str, ...]:
         """Where the damaged images lie that were met so far."""
@@ -111,37 +122,6 @@ class ImageDataset(Dataset[tuple[Image.Image, int]]):
         except DamagedImageError as error:
             self._damage.record(row, self._store.place(row), str(error))
             return None
-
-
-class _Damage:
-    """The damaged images of a listing: one flag each, in memory that all workers share.
-
-    Flags and not a counter, so that an image that two workers meet counts once.
-    """
-
-    def __init__(self, images: int, limit: int) -> None:
-        self._flags = torch.zeros(images, dtype=torch.bool)
-        self._flags.share_memory_()  # type: ignore[no-untyped-call, unused-ignore]
-        self._limit = limit
-
-    def is_known(self, row: int) -> bool:
-        return bool(self._flags[row])
-
-    def record(self, row: int, place: str, reason: str) -> None:
-        self._flags[row] = True
-        count = int(self._flags.sum())
-        if count > self._limit:
-            raise DamagedDataError(
-                f"{count} images are damaged, more than max_damaged={self._limit}; the last is "
-                f"{place} ({reason}). The warnings above name the others. Get them again, or raise "
-                "max_damaged if you can do without them."
-            )
-        warnings.warn(
-            f"Damaged image: {place} ({reason}). Another one stands in for it; {count} of at most "
-            f"{self._limit} so far.",
-            DamagedImageWarning,
-            stacklevel=4,  # where the data set was indexed
-        )
 
 
 def open_data(
@@ -179,9 +159,33 @@ def open_data(
         ValueError: the form is not recognised or not the one asked for, the files contradict
             themselves, or a pickle is read without `allow_pickle`.
     """
-    if max_damaged < 0:
+    if max_damaged < 0:  # before anything is read
         raise ValueError(f"max_damaged must be 0 or more, not {max_damaged}.")
     path = Path(path).expanduser()
+    form, listing = read_listing(path, format, allow_pickle=allow_pickle)
+    division = divide(listing)
+    train, val = division.train, division.val
+    kept, number_of = number_classes(listing, np.concatenate([train, val]))
+    damage = Damage(len(listing.labels), max_damaged)
+    return DataSplits(
+        train=ImageDataset(listing, train, number_of[listing.labels[train]], damage),
+        val=ImageDataset(listing, val, number_of[listing.labels[val]], damage),
+        classes=kept,
+        format=form.name,
+        path=path,
+        note="; ".join(filter(None, (f"{len(kept)} classes, {division.how}", listing.remark)))
+        + ".",
+    )
+
+
+# --- the form
+
+
+def read_listing(path: Path, format: str, *, allow_pickle: bool) -> tuple[Form, Listing]:
+    """Recognise the form of a path, or check the one that was asked for, and list its images.
+
+    Raises what `open_data` raises.
+    """
     form = _choose_form(path, format)
     if form.name == "pickle" and not allow_pickle:
         raise ValueError(
@@ -189,21 +193,7 @@ def open_data(
             "allow_pickle=True (--allow-pickle on the command line) to read it with an unpickler "
             "that builds arrays and refuses everything else."
         )
-    listing = form.read(path)
-    train, val, how = _divide(listing)
-    kept, number_of = _number_classes(listing, np.concatenate([train, val]))
-    damage = _Damage(len(listing.labels), max_damaged)
-    return DataSplits(
-        train=ImageDataset(listing, train, number_of[listing.labels[train]], damage),
-        val=ImageDataset(listing, val, number_of[listing.labels[val]], damage),
-        classes=kept,
-        format=form.name,
-        path=path,
-        note="; ".join(filter(None, (f"{len(kept)} classes, {how}", listing.remark))) + ".",
-    )
-
-
-# --- the form
+    return form, form.read(path)
 
 
 def _choose_form(path: Path, name: str) -> Form:
@@ -229,6 +219,8 @@ def _unrecognised(path: Path) -> str:
     lines += [f"  {form.name}: {form.looks_like} ({form.misfit(path)})" for form in FORMS]
     if path.is_dir():
         lines.append(f"and found: {contents(path)}.")
+        if any(path.glob("*.tar")):
+            lines.append("Tar files are read by maskdistill.data.shards.open_shards, as a stream.")
         if inside := _forms_inside(path):
             lines.append(f"Did you mean {' or '.join(inside)}?")
     return "\n".join(lines)
@@ -246,7 +238,20 @@ def _forms_inside(folder: Path, limit: int = 20) -> list[str]:
 # --- the split
 
 
-def _divide(listing: Listing) -> tuple[_Rows, _Rows, str]:
+class Division(NamedTuple):
+    """The training and the validation rows of a listing, and how they were chosen.
+
+    `held_out` is the source's own split that validates, `"val"` or `"test"`; `""` means that all
+    images were split anew. `how` says it for people.
+    """
+
+    train: _Rows
+    val: _Rows
+    held_out: str
+    how: str
+
+
+def divide(listing: Listing) -> Division:
     """Choose the training and the validation rows, and say how."""
     labels, splits = listing.labels, listing.splits
     train = np.flatnonzero(splits == "train")
@@ -258,14 +263,15 @@ def _divide(listing: Listing) -> tuple[_Rows, _Rows, str]:
             how = (
                 f"{len(train):,} train and {len(val):,} {held_out} images as the source splits them"
             )
-            return train, val, how + left
+            return Division(train, val, held_out, how + left)
     train, val = split_by_name(listing.names, labels)
     if not len(val):
         raise ValueError(
             f"No class has two images (found {len(labels)} images of {len(listing.classes)} "
             "classes), so none can be held out for validation."
         )
-    return train, val, f"{_how_many(labels)} because {_why_resplit(labels, splits)}"
+    how = f"{_how_many(labels)} because {_why_resplit(labels, splits)}"
+    return Division(train, val, "", how)
 
 
 def split_by_name(names: Sequence[str], labels: NDArray[np.int64]) -> tuple[_Rows, _Rows]:
@@ -316,7 +322,7 @@ def _why_resplit(labels: NDArray[np.int64], splits: NDArray[np.str_]) -> str:
     return "its splits share no classes"
 
 
-def _number_classes(listing: Listing, rows: _Rows) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def number_classes(listing: Listing, rows: _Rows) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Sort the classes that have images, and map the listing's numbers to theirs."""
     present = np.unique(listing.labels[rows]).tolist()
     ordered = sorted(present, key=lambda number: listing.classes[number])

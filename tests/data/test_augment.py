@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import pickle
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from maskdistill.data import (
     BatchStream,
@@ -17,13 +20,10 @@ from maskdistill.data import (
     normalize,
     resize_for_evaluation,
 )
-
-
-def gradient(width: int = 80, height: int = 60) -> Image.Image:
-    """Red grows to the right and green downwards, so a crop's colours tell where it lies."""
-    x = np.linspace(0, 255, width)[None, :].repeat(height, 0)
-    y = np.linspace(0, 255, height)[:, None].repeat(width, 1)
-    return Image.fromarray(np.stack([x, y, 0 * x], axis=2).astype(np.uint8))
+from maskdistill.data.augment import collate_crops
+from maskdistill.data.draws import image_keys
+from tests.data.pictures import gradient, scenes, to_pillow
+from tests.data.pil_crops import PillowCrops
 
 
 class One(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -46,7 +46,7 @@ def test_shapes() -> None:
 
 
 def test_boxes_and_flips_say_where_a_crop_lies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MultiCrop, "_colour", lambda self, crop, blur, solarize: crop)
+    monkeypatch.setattr(augment, "colour_", lambda images, colours: images)
     torch.manual_seed(0)
     flips = 0
     for _ in range(20):
@@ -66,7 +66,7 @@ def test_boxes_and_flips_say_where_a_crop_lies(monkeypatch: pytest.MonkeyPatch) 
 def test_scales_are_kept() -> None:
     torch.manual_seed(0)
     transform = MultiCrop(8, 8, 2, global_scale=(0.5, 1.0), local_scale=(0.1, 0.3))
-    boxes = torch.stack([transform(gradient()).boxes for _ in range(200)])
+    boxes = transform.cut([gradient()] * 200, torch.arange(200)).boxes
     area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
     assert float(area[:, :2].min()) > 0.46
     assert float(area[:, :2].max()) <= 1
@@ -75,28 +75,117 @@ def test_scales_are_kept() -> None:
     assert float(area[:, 2:].mean()) == pytest.approx(0.2, abs=0.02)
 
 
-def test_colours_are_augmented_as_often_as_in_dino(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: dict[str, int] = {"jitter": 0, "grey": 0, "blur": 0, "solarize": 0}
+def test_colours_are_augmented_as_often_as_in_dino() -> None:
+    n, transform = 3000, MultiCrop(224, 96, 2)
+    draws = transform.draw(torch.arange(n), torch.tensor([[60, 80]]).expand(n, 2))
+    blur, solarize = (x.float().mean(dim=0).tolist() for x in (draws.sigma > 0, draws.solarize))
+    assert blur == pytest.approx([1.0, 0.1, 0.5, 0.5], abs=0.04)
+    assert solarize == pytest.approx([0.0, 0.2, 0.0, 0.0], abs=0.03)
+    assert float(draws.sigma[:, 0].min()) == pytest.approx(0.1, abs=0.01)
+    assert float(draws.sigma[:, 0].max()) == pytest.approx(2.0, abs=0.01)
+    small = MultiCrop(56, 24, 2).draw(torch.arange(n), torch.tensor([[60, 80]]).expand(n, 2))
+    assert float(small.sigma.max()) == pytest.approx(0.5, abs=0.01)
+    fixed = MultiCrop(56, 24, 2, blur_scale=1.0)
+    assert torch.equal(
+        fixed.draw(torch.arange(9), torch.full((9, 2), 60)).sigma,
+        transform.draw(torch.arange(9), torch.full((9, 2), 60)).sigma,
+    )
 
-    def count(name: str):  # type: ignore[no-untyped-def]
-        def counted(image: Image.Image, *args: object, **kwargs: object) -> Image.Image:
-            calls[name] += 1
-            return image
 
-        return counted
+def test_the_views_are_those_of_the_pillow_pipeline() -> None:
+    """Box edges, channel means, spreads and histograms of many crops, view by view."""
+    n, transform = 1000, MultiCrop(24, 16, 1)
+    images = [to_pillow(x) for x in scenes(20, 48)] * (n // 20)
+    torch.manual_seed(3)
+    reference = PillowCrops(transform)
+    theirs = collate_crops([reference(image) for image in images])
+    keys = image_keys(3, torch.zeros(n, dtype=torch.long), torch.arange(n))
+    ours = transform.cut(images, keys)
+    rates = {what: count / (3 * n) for what, count in reference.done.items()}
+    draws = transform.draw(keys, torch.full((n, 2), 48))
+    assert rates["jitter"] == pytest.approx(float(draws.jitter.float().mean()), abs=0.04)
+    assert rates["blur"] == pytest.approx(float((draws.sigma > 0).float().mean()), abs=0.05)
+    # Five standard errors of a difference of two means.
+    for a, b in zip(ours.boxes.unbind(1), theirs.boxes.unbind(1), strict=True):
+        margin = 5 * (a.std(dim=0) + b.std(dim=0)) / (2 * n) ** 0.5
+        assert bool(((a.mean(dim=0) - b.mean(dim=0)).abs() < margin).all())
+    for a, b in zip(ours.images, theirs.images, strict=True):
+        for what in (_means, _spreads, _saturations, _roughness, _shares_of_levels):
+            x, y = what(a.float()), what(b.float())
+            margin = 5 * ((x.var(dim=0) + y.var(dim=0)) / n).sqrt() + 1e-4
+            assert bool(((x.mean(dim=0) - y.mean(dim=0)).abs() < margin).all()), what.__name__
 
-    monkeypatch.setattr(augment, "_JITTER", count("jitter"))
-    monkeypatch.setattr(augment, "_blur", count("blur"))
-    monkeypatch.setattr(augment.TF, "rgb_to_grayscale", count("grey"))
-    monkeypatch.setattr(augment.TF, "solarize", count("solarize"))
+
+def _means(x: Tensor) -> Tensor:
+    return x.mean(dim=(2, 3))
+
+
+def _spreads(x: Tensor) -> Tensor:
+    return x.std(dim=(2, 3))
+
+
+def _saturations(x: Tensor) -> Tensor:
+    return (x.amax(dim=1) - x.amin(dim=1)).mean(dim=(1, 2))[:, None]
+
+
+def _roughness(x: Tensor) -> Tensor:
+    return x.diff(dim=3).abs().mean(dim=(2, 3))
+
+
+def _shares_of_levels(x: Tensor) -> Tensor:
+    bins = (x / 32).long()
+    return torch.stack([(bins == i).float().mean(dim=(2, 3)) for i in range(8)], 1).flatten(1)
+
+
+def test_on_a_device_as_by_workers() -> None:
+    """The device's way on a CPU: the same boxes, and pixels to a couple of levels."""
+    transform, count = MultiCrop(32, 16, 3), 24
+    x = scenes(count, 60)[:, :, :45]
+    keys = torch.arange(count)
+    workers = transform.cut(list(x), keys)
+    sizes = torch.tensor([[45, 60]]).expand(count, 2)
+    device = transform.cut_resident(x.permute(0, 2, 3, 1), sizes, keys)
+    assert torch.equal(workers.boxes, device.boxes)
+    assert torch.equal(workers.flipped, device.flipped)
+    solarized = transform.draw(keys, sizes).solarize
+    for v, (a, b) in enumerate(zip(workers.images, device.images, strict=True)):
+        off = (a.int() - b.int()).abs()[~solarized[:, v]].float()
+        assert float(off.mean()) < 0.3
+        assert float((off > 3).float().mean()) < 0.005
+
+
+def test_images_of_any_kind(tmp_path: Path) -> None:
+    transform = MultiCrop(16, 8, 1)
     torch.manual_seed(0)
-    n, transform = 600, MultiCrop(8, 8, 2)
-    for _ in range(n):
-        transform(gradient(16, 16))
-    assert calls["jitter"] / (4 * n) == pytest.approx(0.8, abs=0.03)
-    assert calls["grey"] / (4 * n) == pytest.approx(0.2, abs=0.03)
-    assert calls["blur"] / n == pytest.approx(1.0 + 0.1 + 2 * 0.5, abs=0.12)
-    assert calls["solarize"] / n == pytest.approx(0.2, abs=0.05)
+    pixels = torch.randint(0, 256, (20, 30), dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(tmp_path / "grey.png")
+    with Image.open(tmp_path / "grey.png") as grey:
+        assert grey.mode == "L"
+        crops = transform.cut(
+            [grey, grey.convert("P"), grey.convert("RGBA")], torch.zeros(3).long()
+        )
+    as_tensor = transform.cut([pixels.expand(3, -1, -1)], torch.zeros(1).long())
+    for view, one in zip(crops.images, as_tensor.images, strict=True):
+        assert all(torch.equal(view[i], one[0]) for i in (0, 2))
+    for size in ((1, 1), (1, 50), (50, 1), (2, 3)):
+        tiny = transform(Image.new("RGB", size, (9, 9, 9)))
+        assert tiny.images[0].shape == (3, 16, 16)
+        assert bool(((tiny.boxes >= 0) & (tiny.boxes <= 1)).all())
+
+
+@pytest.mark.parametrize(
+    "image", [torch.zeros(3, 4, 4), torch.zeros(1, 4, 4).byte(), torch.zeros(3, 0, 4).byte()]
+)
+def test_other_tensors_are_refused(image: Tensor) -> None:
+    with pytest.raises(ValueError, match="an image must"):
+        MultiCrop(16, 8, 1)(image)
+
+
+def test_transforms_are_values() -> None:
+    transform = MultiCrop(16, 8, 1)
+    transform(gradient())
+    assert pickle.loads(pickle.dumps(transform)) == transform == MultiCrop(16, 8, 1)
+    assert hash(transform) == hash(MultiCrop(16, 8, 1))
 
 
 def test_crops_depend_on_seed_epoch_and_image_alone() -> None:
@@ -110,6 +199,20 @@ def test_crops_depend_on_seed_epoch_and_image_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.images, again.images, strict=True))
     for other in (dataset[1, 3], dataset[0, 4], CropDataset(One(), dataset.transform, 1)[0, 3]):
         assert not torch.equal(other.boxes, first.boxes)
+
+
+def test_batches_and_their_order_do_not_matter() -> None:
+    dataset = CropDataset(One(), MultiCrop(16, 8, 2), seed=0)
+    items = [(0, 3), (1, 4), (0, 9), (7, 3)]
+    together = dataset.batch(items)
+    for i, crops in enumerate(dataset.__getitems__(items)):
+        alone = dataset[items[i]]
+        for a, b, c in zip(crops.images, alone.images, together.images, strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(a, c[i])
+    again = collate_crops([dataset[item] for item in items])
+    assert all(torch.equal(a, b) for a, b in zip(again.images, together.images, strict=True))
+    assert torch.equal(again.boxes, together.boxes)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -159,3 +262,6 @@ def test_normalize() -> None:
     images = torch.full((2, 3, 1, 1), 255, dtype=torch.uint8)
     expected = torch.tensor([(1 - m) / s for m, s in zip(augment.MEAN, augment.STD, strict=True)])
     torch.testing.assert_close(normalize(images)[0, :, 0, 0], expected)
+    raw = images.float()
+    torch.testing.assert_close(normalize(raw)[0, :, 0, 0], expected)
+    assert bool((raw == 255).all()), "what is passed in stays"

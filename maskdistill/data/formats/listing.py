@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,19 @@ class DamagedImageError(Exception):
 
 
 class ImageStore(Protocol):
-    """A place that holds images, each known by its position."""
+    """A place that holds images, each known by its position.
+
+    `direct` says that `encoded` reads the bytes of one image as they lie there, and nothing else,
+    whatever the order; if not, all of them are better read once and in order.
+    """
+
+    direct: ClassVar[bool]
 
     def image(self, index: int) -> Image.Image:
         """Decode one image to RGB, or raise `DamagedImageError`."""
+
+    def encoded(self, index: int) -> bytes:
+        """Give one image as the bytes of an image file, or raise `DamagedImageError`."""
 
     def place(self, index: int) -> str:
         """Say where an image lies, for people."""
@@ -67,6 +76,8 @@ class ImageFile:
 class FileStore:
     """Images that are files."""
 
+    direct: ClassVar[bool] = True
+
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = tuple(str(path) for path in paths)
 
@@ -74,7 +85,11 @@ class FileStore:
         """Decode one file to RGB, or raise `DamagedImageError`."""
         # Read first, decode second: a file that has gone or may not be read is not a damaged image,
         # and its error must stop the run.
-        return decode(Path(self._paths[index]).read_bytes())
+        return decode(self.encoded(index))
+
+    def encoded(self, index: int) -> bytes:
+        """Read one file."""
+        return Path(self._paths[index]).read_bytes()
 
     def place(self, index: int) -> str:
         """Give the file's path."""
@@ -132,6 +147,13 @@ def decode(data: bytes) -> Image.Image:
     # ValueError, struct.error, EOFError, IndexError, zlib.error, ...
     except Exception as error:
         raise DamagedImageError(str(error) or type(error).__name__) from error
+
+
+def encode(image: Image.Image, form: str, **options: object) -> bytes:
+    """Encode an image as a file of the given form, such as `"PNG"`."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -10,9 +10,12 @@ Arrays (`numpy.load(path, allow_pickle=False)` reads them; N images, C classes):
 | `split`      | integer (N,)     | optional: 0 train, 1 val, 2 test                      |
 | `wnid`       | text (C,)        | optional: the classes' names as WordNet ids           |
 | `class_name` | text (C,)        | optional: the classes' names, if there is no `wnid`   |
+| `name`       | bytes (N,)       | optional: the images' names within their class, UTF-8 |
+| `crc32`      | uint32 (N,)      | optional: the CRC-32 of each encoded image            |
 
 WordNet ids come first because they are what the other forms of mini-ImageNet call a class, so that
-a class has the same number in all of them. Other arrays are left alone.
+a class has the same number in all of them. Other arrays are left alone. Where `data` lies in the
+file uncompressed, it is mapped into memory; `maskdistill.data.packing` writes it so.
 """
 
 from __future__ import annotations
@@ -20,37 +23,55 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from maskdistill.data.formats.listing import (
+    DamagedImageError,
     Listing,
     decode,
     number_names,
     number_within_class,
 )
+from maskdistill.data.formats.mapped import NpzBytes, checksum
 
 _REQUIRED = ("data", "offsets", "label")
 _SPLITS = np.array(["train", "val", "test"])
 
 
 class PackStore:
-    """Encoded images end to end in one array.
+    """Encoded images end to end in one array, which all processes share where it is mapped.
 
-    The bytes are read once. Forked workers share them; spawned ones get a copy each.
+    With `checks`, the CRC-32 of each image, an image is compared with its own when it is read.
     """
 
-    def __init__(self, data: NDArray[np.uint8], offsets: NDArray[np.int64], path: Path) -> None:
+    direct: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        data: NpzBytes,
+        offsets: NDArray[np.int64],
+        checks: NDArray[np.uint32] | None,
+        path: Path,
+    ) -> None:
         self._data = data
         self._offsets = offsets
+        self._checks = checks
         self._path = str(path)
 
     def image(self, index: int) -> Image.Image:
         """Decode one image to RGB, or raise `DamagedImageError`."""
-        return decode(self._data[self._offsets[index] : self._offsets[index + 1]].tobytes())
+        return decode(self.encoded(index))
+
+    def encoded(self, index: int) -> bytes:
+        """Read one image's bytes, or raise `DamagedImageError` if their checksum is another."""
+        data = self._data[int(self._offsets[index]) : int(self._offsets[index + 1])]
+        if self._checks is not None and checksum(data) != int(self._checks[index]):
+            raise DamagedImageError("its checksum does not match, so the pack is damaged there")
+        return data
 
     def place(self, index: int) -> str:
         """Give the pack's path and the image's number in it."""
@@ -75,21 +96,33 @@ def misfit(path: Path) -> str:
 def read(path: Path) -> Listing:
     """List the images of a pack."""
     try:
+        data = NpzBytes(path, "data")
         with _open(path) as file:
-            data, offsets = np.asarray(file["data"]), file["offsets"].astype(np.int64)
-            labels = file["label"].astype(np.int64)
+            offsets, labels = file["offsets"].astype(np.int64), file["label"].astype(np.int64)
             splits = _SPLITS[_checked_splits(file["split"], path)] if "split" in file else None
+            names = file.get("name")
+            checks = file.get("crc32")
             classes = _class_names(file, labels)
-    except (zipfile.BadZipFile, zlib.error) as error:
+        if checks is None and data.mapped:
+            data.check()  # once as a whole, since no image can be checked when it is read
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}); get it again.") from error
-    _check(data, offsets, labels, splits, classes, path)
+    per_image = {"splits": splits, "names": names, "checksums in crc32": checks}
+    _check(data, offsets, labels, per_image, classes, path)
     return Listing(
-        store=PackStore(data, offsets, path),
-        names=number_within_class(labels),
+        store=PackStore(data, offsets, checks, path),
+        names=number_within_class(labels) if names is None else _text(names),
         labels=labels,
         classes=classes,
         splits=np.full(len(labels), "") if splits is None else splits,
     )
+
+
+def _text(names: NDArray[Any]) -> list[str]:
+    if names.dtype.kind != "S":
+        return [str(name) for name in names]
+    # surrogateescape: the names of files are not always text.
+    return [name.decode("utf-8", "surrogateescape") for name in names.tolist()]
 
 
 def _open(path: Path) -> Any:
@@ -113,23 +146,27 @@ def _checked_splits(split: NDArray[Any], path: Path) -> NDArray[np.int64]:
 
 
 def _check(
-    data: NDArray[Any],
+    data: NpzBytes,
     offsets: NDArray[np.int64],
     labels: NDArray[np.int64],
-    splits: NDArray[np.str_] | None,
+    per_image: dict[str, NDArray[Any] | None],
     classes: tuple[str, ...],
     path: Path,
 ) -> None:
     count = len(labels)
     wrong = ""
-    if data.dtype != np.uint8 or data.ndim != 1:
+    if data.dtype != np.uint8 or len(data.shape) != 1:
         wrong = f"data must be uint8 (bytes,), not {data.dtype} {data.shape}"
     elif count == 0:
         wrong = "it holds no images"
     elif offsets.shape != (count + 1,):
         wrong = f"{count} labels need {count + 1} offsets, not {offsets.shape}"
-    elif splits is not None and splits.shape != (count,):
-        wrong = f"{count} labels need {count} splits, not {splits.shape}"
+    elif strange := [
+        f"{what}, not {array.shape}"
+        for what, array in per_image.items()
+        if array is not None and array.shape != (count,)
+    ]:
+        wrong = f"{count} labels need {count} {strange[0]}"
     elif offsets[0] < 0 or offsets[-1] > len(data) or (np.diff(offsets) < 0).any():
         wrong = f"offsets must rise from 0 to at most {len(data)}, the length of data"
     elif labels.min() < 0 or labels.max() >= len(classes):

@@ -13,7 +13,7 @@ import json
 import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ class ParquetStore:
     unless it is one of the last two used.
     """
 
+    direct: ClassVar[bool] = False
+
     def __init__(self, files: list[Path], group_rows: list[list[int]]) -> None:
         self._files = [str(file) for file in files]
         self._groups = [(f, g) for f, rows in enumerate(group_rows) for g in range(len(rows))]
@@ -48,11 +50,15 @@ class ParquetStore:
 
     def image(self, index: int) -> Image.Image:
         """Decode one image to RGB, or raise `DamagedImageError`."""
+        return decode(self.encoded(index))
+
+    def encoded(self, index: int) -> bytes:
+        """Read one image's bytes, or raise `DamagedImageError` where there are none."""
         group, row = self._find(index)
-        data = self._read(group)[row].as_py()["bytes"]
+        data: bytes | None = self._read(group)[row].as_py()["bytes"]
         if data is None:
             raise DamagedImageError("the file holds no bytes for it")
-        return decode(data)
+        return data
 
     def place(self, index: int) -> str:
         """Give the file's path, and the image's row group and row."""

@@ -8,12 +8,13 @@ plain containers and refuses everything else (`maskdistill.data.pickles`).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskdistill.data.formats.listing import SPLIT_NAMES, Listing, number_within_class
+from maskdistill.data.formats.listing import SPLIT_NAMES, Listing, encode, number_within_class
 from maskdistill.data.pickles import load_arrays
 
 _PREFIX = "mini-imagenet-cache-"
@@ -21,6 +22,8 @@ _PREFIX = "mini-imagenet-cache-"
 
 class ArrayStore:
     """Decoded images in one array per file."""
+
+    direct: ClassVar[bool] = False
 
     def __init__(self, arrays: list[NDArray[np.uint8]], paths: list[Path]) -> None:
         self._arrays = arrays
@@ -31,6 +34,10 @@ class ArrayStore:
         """Make one image of its pixels."""
         file, row = self._find(index)
         return Image.fromarray(self._arrays[file][row])
+
+    def encoded(self, index: int) -> bytes:
+        """Encode one image as PNG, which loses nothing."""
+        return encode(self.image(index), "PNG")
 
     def place(self, index: int) -> str:
         """Give the file's path and the image's number in it."""

@@ -1,0 +1,338 @@
+"""One file, or shards, from any data set that `open_data` reads: `pack` and `pack_shards`.
+
+    pack("mini-imagenet", "mini.npz")                # opens by memory map, decodes in workers
+    pack_shards("imagenet", "shards", 256, size=256)  # streams, for data beyond a disk
+
+Encoded images are copied byte by byte, unless they are to be made smaller. Nothing is ever in
+memory as a whole. What is written appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from maskdistill.data.formats.listing import Listing
+from maskdistill.data.gathering import Gathered, Recipe, gather, progress
+from maskdistill.data.sources import Division, divide, number_classes, read_listing
+from maskdistill.data.writing import (
+    appearing,
+    appearing_folder,
+    check_free,
+    check_room,
+    room,
+    to_disk,
+)
+
+__all__ = ["Packed", "pack", "pack_shards"]
+
+_TRAIN, _VAL, _TEST = 0, 1, 2
+_DATE = (1980, 1, 1, 0, 0, 0)  # the same content gives the same file
+_ORDER_SEED = 0
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `pack` or `pack_shards` wrote.
+
+    Attributes:
+        path: the file, or the folder of shards.
+        images: how many, training and validation together.
+        classes: how many.
+        bytes: of the files written.
+        damaged: place and reason of each image that was left out.
+        note: how the images are split, in one sentence.
+    """
+
+    path: Path
+    images: int
+    classes: int
+    bytes: int
+    damaged: tuple[str, ...]
+    note: str
+
+
+def pack(
+    source: str | Path,
+    out: str | Path,
+    *,
+    format: str = "auto",
+    allow_pickle: bool = False,
+    size: int | None = None,
+    quality: int | None = None,
+    max_damaged: int = 10,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Packed:
+    """Write a data set in any form that `open_data` reads to one file, a pack.
+
+    Example:
+        >>> pack("mini-imagenet", "mini.npz")  # doctest: +SKIP
+        Packed(path=PosixPath('mini.npz'), images=60000, classes=100, ...)
+        >>> data = open_data("mini.npz")  # doctest: +SKIP
+
+    The pack has the images, labels, classes and the split of its source, in the same order: unless
+    images are damaged or changed, training on it gives the same numbers. Each image is decoded once
+    to check it, in parallel. With `size` or `quality`, and where the source is pickles or parquet
+    files, images are held in a temporary file beside `out`, which takes as much room again.
+
+    Args:
+        source: a folder, or the file of a pack, a parquet file or a pickle.
+        out: the file to write; its name ends in .npz.
+        format: of the source, as for `open_data`.
+        allow_pickle: permit reading pickles (by an unpickler that can only build arrays).
+        size: pixels to which the shorter side of larger images is reduced (bicubic, then JPEG).
+        quality: of JPEG, 1 to 95, to which all images are then encoded; None encodes at 95 what was
+            reduced and copies the rest.
+        max_damaged: how many images that do not decode may be left out, with a warning each.
+        workers: processes that decode; None takes one per core.
+        overwrite: replace `out` if it exists.
+
+    Raises:
+        FileExistsError: `out` exists.
+        DamagedDataError: more than `max_damaged` images are damaged.
+        OSError: the disk is full, or a file cannot be read or written.
+        ValueError: the source is in no known form, or `out` does not end in .npz.
+    """
+    out = Path(out).expanduser()
+    if out.suffix != ".npz":
+        raise ValueError(f"A pack's name ends in .npz, so that it is recognised; {out} does not.")
+    check_free(out, overwrite, "file")
+    recipe = Recipe(size, quality)
+    _, listing = read_listing(Path(source).expanduser(), format, allow_pickle=allow_pickle)
+    division = divide(listing)
+    codes = _codes(listing, division)
+    rows = np.flatnonzero(codes >= 0)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with room(out), tempfile.TemporaryFile(dir=out.parent) as held:
+        found = gather(
+            listing.store,
+            rows,
+            recipe=recipe,
+            held=held,
+            max_damaged=max_damaged,
+            workers=workers,
+        )
+        _check_split(found, listing, codes, division)
+        check_room(out, int(found.sizes.sum()))
+        with appearing(out) as file:
+            _write_pack(file, found, listing, codes)
+    return Packed(
+        path=out,
+        images=len(found.rows),
+        classes=len(np.unique(listing.labels[found.rows])),
+        bytes=out.stat().st_size,
+        damaged=found.damaged,
+        note=_note(listing, division, len(codes) - len(rows)),
+    )
+
+
+def pack_shards(
+    source: str | Path,
+    out: str | Path,
+    shards: int,
+    *,
+    format: str = "auto",
+    allow_pickle: bool = False,
+    size: int | None = None,
+    quality: int | None = None,
+    max_damaged: int = 10,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Packed:
+    """Write a data set as WebDataset shards: tar files that can be streamed, and an index.
+
+    Example:
+        >>> pack_shards("imagenet", "shards", 256, size=256)  # doctest: +SKIP
+        >>> sorted(path.name for path in Path("shards").iterdir())  # doctest: +SKIP
+        ['train-000000.tar', ..., 'train-000255.tar', 'train.json',
+         'val-000000.tar', ..., 'val-000009.tar', 'val.json']
+
+    An image `000000042.jpg` has its class in `000000042.cls`, a number. The index has the form of
+    WebDataset's own (`wids`), with the number of images of each shard, and the classes' names.
+    Images go to shards in a fixed random order, so that each shard is a sample of all classes.
+
+    Args:
+        source: as for `pack`.
+        out: the folder to write.
+        shards: number of training shards; validation gets its share, and at least one.
+        format: as for `pack`.
+        allow_pickle: as for `pack`.
+        size: as for `pack`.
+        quality: as for `pack`.
+        max_damaged: as for `pack`.
+        workers: as for `pack`.
+        overwrite: as for `pack`; the whole folder is replaced.
+
+    Raises:
+        ImportError: the package webdataset is missing.
+        ValueError: there are fewer images than shards. Otherwise as for `pack`.
+    """
+    out = Path(out).expanduser()
+    from maskdistill.data.shards import webdataset
+
+    webdataset()  # before the work, not after it
+    check_free(out, overwrite, "folder")
+    recipe = Recipe(size, quality)
+    _, listing = read_listing(Path(source).expanduser(), format, allow_pickle=allow_pickle)
+    division = divide(listing)
+    rows = np.sort(np.concatenate([division.train, division.val]))
+    if not 1 <= shards <= len(division.train):
+        raise ValueError(f"{len(division.train)} training images do not fill {shards} shards.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with room(out), tempfile.TemporaryFile(dir=out.parent) as held:
+        found = gather(
+            listing.store,
+            rows,
+            recipe=recipe,
+            held=held,
+            max_damaged=max_damaged,
+            workers=workers,
+        )
+        check_room(out, int(found.sizes.sum()) + 3072 * len(rows))
+        names, numbers = number_classes(listing, rows)
+        with appearing_folder(out) as folder:
+            for name, side in (("train", division.train), ("val", division.val)):
+                mine = np.flatnonzero(np.isin(found.rows, side))
+                count = max(1, round(shards * len(side) / len(division.train)))
+                labels = numbers[listing.labels[found.rows[mine]]]
+                _write_shards(folder, name, found, mine, labels, names, min(count, len(mine)))
+    return Packed(
+        path=out,
+        images=len(found.rows),
+        classes=len(names),
+        bytes=sum(path.stat().st_size for path in out.iterdir()),
+        damaged=found.damaged,
+        note=_note(listing, division, len(listing.labels) - len(rows)),
+    )
+
+
+# --- the split
+
+
+def _codes(listing: Listing, division: Division) -> NDArray[np.int64]:
+    """Give each image's number for the pack's `split`; -1 leaves it out.
+
+    A split that the source has is kept as it is, test images included. One that was made is
+    written down: it need not be made again, from images of which some may be missing.
+    """
+    codes = np.full(len(listing.labels), -1, dtype=np.int64)
+    if division.held_out:
+        for code, name in enumerate(("train", "val", "test")):
+            codes[listing.splits == name] = code
+    else:
+        codes[division.train], codes[division.val] = _TRAIN, _VAL
+    return codes
+
+
+def _check_split(
+    found: Gathered, listing: Listing, codes: NDArray[np.int64], before: Division
+) -> None:
+    """Refuse what would be split otherwise when it is read, for want of the damaged images."""
+    kept, labels = codes[found.rows], listing.labels[found.rows]
+    after = divide(
+        Listing(
+            store=listing.store,
+            names=[""] * len(labels),
+            labels=labels,
+            classes=listing.classes,
+            splits=np.array(["train", "val", "test"])[kept],
+        )
+    )
+    sides = zip((before.train, before.val), (after.train, after.val), strict=True)
+    if any(not np.array_equal(b[np.isin(b, found.rows)], found.rows[a]) for b, a in sides):
+        raise ValueError(
+            "Without its damaged images, named above, the data set would be split otherwise: a "
+            "class has none left to train on. Get them again."
+        )
+
+
+def _note(listing: Listing, division: Division, left_out: int) -> str:
+    spare = f"{left_out:,} images of no such split not packed" if left_out else ""
+    return "; ".join(filter(None, (division.how, spare, listing.remark))) + "."
+
+
+# --- writing
+
+
+def _write_pack(
+    file: BinaryIO, found: Gathered, listing: Listing, codes: NDArray[np.int64]
+) -> None:
+    total = int(found.sizes.sum())
+    names = [listing.names[row].encode("utf-8", "surrogateescape") for row in found.rows.tolist()]
+    arrays = {
+        "offsets": np.concatenate([[0], np.cumsum(found.sizes)]),
+        "label": listing.labels[found.rows].astype(np.int32),
+        "split": codes[found.rows].astype(np.uint8),
+        "class_name": np.array(listing.classes),
+        "name": np.array(names, dtype=bytes),
+        "crc32": found.checks,
+    }
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with _member(archive, "data") as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (total,)}
+            np.lib.format.write_array_header_1_0(member, header)
+            for position in progress(range(len(found.rows)), len(found.rows), "writing", "img"):
+                member.write(found.read(position))
+        for name, array in arrays.items():
+            with _member(archive, name) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> Any:
+    return archive.open(zipfile.ZipInfo(f"{name}.npy", _DATE), "w", force_zip64=True)
+
+
+def _write_shards(
+    folder: Path,
+    name: str,
+    found: Gathered,
+    positions: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    classes: tuple[str, ...],
+    shards: int,
+) -> None:
+    from maskdistill.data.shards import webdataset
+
+    order = torch.randperm(
+        len(positions), generator=torch.Generator().manual_seed(_ORDER_SEED)
+    ).numpy()
+    entries = []
+    bar = progress(np.array_split(order, shards), shards, f"writing {name}", "shard")
+    number = 0
+    for shard, part in enumerate(bar):
+        path = folder / f"{name}-{shard:06d}.tar"
+        with path.open("wb") as file:
+            # A fixed time, so that the same content is the same file.
+            writer = webdataset().TarWriter(file, mtime=0, encoder=False)
+            for i in part.tolist():
+                position = int(positions[i])
+                writer.write(
+                    {
+                        "__key__": f"{number:09d}",
+                        found.suffixes[position]: found.read(position),
+                        "cls": str(labels[i]).encode(),
+                    }
+                )
+                number += 1
+            writer.close()
+            to_disk(file)
+        entries.append({"url": path.name, "nsamples": len(part), "filesize": path.stat().st_size})
+    index = {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "name": name,
+        "shardlist": entries,
+        "classes": list(classes),
+    }
+    with (folder / f"{name}.json").open("w", encoding="utf-8") as file:
+        json.dump(index, file, indent=1)
+        to_disk(file)

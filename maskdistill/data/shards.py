@@ -1,0 +1,394 @@
+"""WebDataset shards: which there are, what they hold, and reading one from end to end.
+
+    shards = open_shards("imagenet-shards")            # the folder that pack_shards wrote
+    stream = shards.stream(64, start=0, stop=1000, seed=0)
+    val = open_shards("imagenet-shards", split="val").load()
+
+The streaming order is in `maskdistill.data.streaming`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from urllib.parse import urljoin
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from maskdistill.data.damage import Damage
+from maskdistill.data.formats.listing import IMAGE_SUFFIXES, Listing, decode, number_names
+from maskdistill.data.gathering import progress
+from maskdistill.data.sources import ImageDataset
+
+if TYPE_CHECKING:
+    from maskdistill.data.streaming import ShardStream
+
+__all__ = ["EncodedImage", "ShardError", "Shards", "open_shards", "webdataset"]
+
+_TAR_ENDS = (".tar", ".tar.gz", ".tgz")
+
+
+class ShardError(OSError):
+    """A shard cannot be read at all: it is missing, or its server fails; names its URL."""
+
+
+class EncodedImage(NamedTuple):
+    """One image of a shard: its position there, its bytes and its class; -1 without a class."""
+
+    position: int
+    data: bytes
+    label: int
+
+
+def webdataset() -> Any:
+    """Import the package webdataset, or say how to install it."""
+    try:
+        import webdataset  # type: ignore[import-untyped, unused-ignore]
+    except ImportError as error:
+        raise ImportError('Shards need webdataset: pip install "maskdistill[shards]"') from error
+    return webdataset
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """The shards of one split, in the order of their index, and how many images each holds.
+
+    Example:
+        >>> shards = open_shards("imagenet-shards")  # doctest: +SKIP
+        >>> len(shards.urls), len(shards), shards.classes[:2]  # doctest: +SKIP
+        (256, 1281167, ('n01440764', 'n01443537'))
+
+    Image i is the i-th when the shards are read one after the other: the number by which its crops
+    are drawn, whatever the order in which it is met.
+
+    Attributes:
+        urls: of the shards.
+        counts: images in each, (shards,).
+        classes: names; empty if the index has none.
+        max_damaged: how many images that do not decode, or are lost, to put up with.
+    """
+
+    urls: tuple[str, ...]
+    counts: NDArray[np.int64]
+    classes: tuple[str, ...] = ()
+    max_damaged: int = 10
+
+    def __post_init__(self) -> None:
+        if self.max_damaged < 0:
+            raise ValueError(f"max_damaged must be 0 or more, not {self.max_damaged}.")
+
+    def __len__(self) -> int:
+        """Count the images of all shards."""
+        return int(self.counts.sum())
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells these shards from others, wherever they lie: a hash of their names and sizes."""
+        names = [url.rsplit("/", 1)[-1] for url in self.urls]
+        return hashlib.sha256(repr((names, self.counts.tolist())).encode()).hexdigest()[:16]
+
+    def stream(
+        self,
+        batch_size: int,
+        *,
+        start: int,
+        stop: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        streams: int = 8,
+        buffer: int = 256,
+    ) -> ShardStream:
+        """Return the batches of a range of training steps; `ShardStream` says what they are."""
+        from maskdistill.data.streaming import ShardStream
+
+        return ShardStream(
+            self,
+            batch_size,
+            start=start,
+            stop=stop,
+            seed=seed,
+            rank=rank,
+            world=world,
+            streams=streams,
+            buffer=buffer,
+        )
+
+    def load(self, limit: int | None = None) -> ImageDataset:
+        """Read images into memory, encoded, for what needs to reach each of them: evaluation.
+
+        Example:
+            >>> val = open_shards("imagenet-shards", split="val").load(5000)  # doctest: +SKIP
+            >>> image, label = val[0]  # doctest: +SKIP
+
+        Args:
+            limit: at most so many, the first ones; None takes all.
+
+        Raises:
+            ShardError: a shard cannot be read.
+        """
+        wanted = len(self) if limit is None else min(limit, len(self))
+        found: list[EncodedImage | None] = []
+        places: list[str] = []
+        for url, count in progress(
+            zip(self.urls, self.counts.tolist(), strict=True), len(self.urls), "loading", "shard"
+        ):
+            part = range(min(count, wanted - len(found)))
+            if not part:
+                break
+            there = {image.position: image for image in read_shard(url, part)}
+            found += [there.get(position) for position in part]
+            places += [place(url, position) for position in part]
+        images = [b"" if image is None else image.data for image in found]
+        labels = np.array([-1 if image is None else image.label for image in found], np.int64)
+        present = labels.max(initial=-1) + 1
+        listing = Listing(
+            store=_MemoryStore(images, places),
+            names=places,
+            labels=labels,
+            classes=self.classes or number_names(int(present)),
+            splits=np.full(len(labels), ""),
+        )
+        damage = Damage(len(labels), self.max_damaged)
+        return ImageDataset(listing, np.arange(len(labels)), labels, damage)
+
+
+class _MemoryStore:
+    """Encoded images in memory."""
+
+    direct: ClassVar[bool] = True
+
+    def __init__(self, images: Sequence[bytes], places: Sequence[str]) -> None:
+        self._images, self._places = images, places
+
+    def image(self, index: int) -> Image.Image:
+        return decode(self._images[index])
+
+    def encoded(self, index: int) -> bytes:
+        return self._images[index]
+
+    def place(self, index: int) -> str:
+        return self._places[index]
+
+
+# --- opening
+
+
+def open_shards(
+    where: str | Path | Sequence[str],
+    *,
+    split: str = "train",
+    index: str | Path | None = None,
+    max_damaged: int = 10,
+) -> Shards:
+    """Find shards by a folder, an index, or a pattern, without reading them.
+
+    Example:
+        >>> open_shards("imagenet-shards", split="val")  # doctest: +SKIP
+        >>> open_shards("https://host/imagenet/train.json")  # doctest: +SKIP
+        >>> open_shards("https://host/{00..99}.tar", index="train.json")  # doctest: +SKIP
+
+    An index names shards and the images in each, which resuming and sharing them out need. It is
+    what `pack_shards` writes, or WebDataset's `widsindex create`. Local shards without one are
+    counted when they are opened, from their headers.
+
+    Args:
+        where: the folder of `pack_shards`; or an index, a path or URL that ends in .json; or
+            shards: a path or URL, also with braces `{000..255}`, or `pipe:` and a command; or a
+            list of them.
+        split: which index of a folder, `"train"` or `"val"`.
+        index: path or URL of the index of the shards that `where` names, in the same order.
+        max_damaged: how many images that do not decode, or are lost in a shard that is cut short,
+            to put up with.
+
+    Raises:
+        ImportError: the package webdataset is missing.
+        FileNotFoundError: there is no such folder, index or local shard.
+        ValueError: the index is not one or does not fit, or shards elsewhere come without one.
+    """
+    webdataset()
+    if isinstance(where, str | Path):
+        text = os.path.expanduser(where)
+        if os.path.isdir(text):
+            text = str(_index_in(Path(text), split))
+        if text.endswith(".json"):
+            if index is not None:
+                raise ValueError(
+                    f"{where} is an index itself; pass index={index!r} or this, not both."
+                )
+            urls, counts, classes = _read_index(text)
+            return Shards(urls, counts, classes, max_damaged)
+        urls = tuple(webdataset().shardlists.expand_urls(text))
+    else:
+        urls = tuple(map(str, where))
+    if index is not None:
+        _, counts, classes = _read_index(os.path.expanduser(index))
+        if len(counts) != len(urls):
+            raise ValueError(f"{index} lists {len(counts)} shards, but {len(urls)} are named.")
+        return Shards(urls, counts, classes, max_damaged)
+    if far := [url for url in urls if _is_remote(url)]:
+        raise ValueError(
+            f"{far[0]} needs an index that says how many images each shard holds: pass "
+            "index=PATH_OR_URL, made by maskdistill pack --shards or by webdataset's widsindex."
+        )
+    bar = progress(urls, len(urls), "counting", "shard")
+    return Shards(urls, np.array([_count(url) for url in bar], np.int64), (), max_damaged)
+
+
+def _index_in(folder: Path, split: str) -> Path:
+    path = folder / f"{split}.json"
+    if not path.is_file():
+        others = sorted(p.stem for p in folder.glob("*.json"))
+        found = f"it has {', '.join(others)}" if others else "it has no index"
+        raise FileNotFoundError(
+            f"{path} does not exist ({found}). Wanted: a folder of maskdistill pack --shards, or a "
+            "pattern of shards, such as 'folder/train-{000..255}.tar'."
+        )
+    return path
+
+
+def _read_index(where: str) -> tuple[tuple[str, ...], NDArray[np.int64], tuple[str, ...]]:
+    try:
+        with webdataset().gopen(where) as file:
+            content = json.loads(file.read())
+        shards = [(str(entry["url"]), int(entry["nsamples"])) for entry in content["shardlist"]]
+        classes = tuple(map(str, content.get("classes", ())))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no index {where}.") from None
+    except OSError as error:
+        raise ShardError(f"The index {where} cannot be read ({error}).") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{where} is not an index of shards ({type(error).__name__}: {error}). Wanted: JSON "
+            'with "shardlist": [{"url": ..., "nsamples": ...}, ...].'
+        ) from error
+    if not shards or min(count for _, count in shards) < 0:
+        raise ValueError(f"{where} lists no shards, or one with fewer than 0 images.")
+    # A command is the user's to give. In a file that came from elsewhere it is somebody else's.
+    if commands := [url for url, _ in shards if url.startswith("pipe:")]:
+        raise ValueError(
+            f"{where} names a command, {commands[0]!r}, which is not run. If you trust it, pass "
+            "the commands themselves, with index= for the counts."
+        )
+    urls = tuple(_beside(where, url) for url, _ in shards)
+    return urls, np.array([count for _, count in shards], np.int64), classes
+
+
+def _beside(index: str, url: str) -> str:
+    if _is_remote(url) or os.path.isabs(url):
+        return url
+    return urljoin(index, url) if _is_remote(index) else str(Path(index).parent / url)
+
+
+def _is_remote(url: str) -> bool:
+    # The module of that name is hidden by a function of that name.
+    schemes = import_module("webdataset.gopen").gopen_schemes
+    return url.partition(":")[0] in set(schemes) - {"file"}
+
+
+# --- reading
+
+
+def place(url: str, position: int) -> str:
+    """Say where an image lies, for people."""
+    return f"{url}, image {position}"
+
+
+def read_shard(url: str, wanted: range | Sequence[int]) -> Iterator[EncodedImage]:
+    """Read some images of a shard, in its order, and no further than the last of them.
+
+    Images that are lost, because the shard is cut short or damaged, or that have no image file, are
+    not among what is yielded.
+
+    Args:
+        url: of the shard.
+        wanted: positions of the images, from 0.
+
+    Raises:
+        ShardError: there is no such shard, or reading it failed, as opposed to its content.
+    """
+    if not len(wanted):
+        return
+    positions, last = set(wanted), max(wanted)
+    for position, group in enumerate(_groups(url)):
+        if position in positions and (found := _image_of(position, group)) is not None:
+            yield found
+        if position >= last:
+            return
+
+
+def _image_of(position: int, group: dict[str, bytes]) -> EncodedImage | None:
+    data = next((group[suffix] for suffix in group if f".{suffix}" in IMAGE_SUFFIXES), None)
+    if data is None:
+        return None
+    label = group.get("cls", b"-1").strip()
+    return EncodedImage(position, data, int(label) if label.lstrip(b"-").isdigit() else -1)
+
+
+def _count(url: str) -> int:
+    return sum(1 for _ in _groups(url, contents=False))
+
+
+def _groups(url: str, contents: bool = True) -> Iterator[dict[str, bytes]]:
+    """Yield the files of each sample by their suffixes, until the shard or what is whole ends."""
+    wds = webdataset()
+    try:
+        stream = wds.gopen(url)
+    except OSError as error:
+        raise ShardError(f"The shard {url} cannot be opened ({error}).") from error
+    read, key, group = 0, "", dict[str, bytes]()
+    finished = False
+    try:
+        try:
+            # Errors of tarfile are the content's; what is whole before them is used.
+            with contextlib.suppress(tarfile.TarError, EOFError, zlib.error):
+                for member, data in _members(stream, contents):
+                    base, suffix = wds.tariterators.base_plus_ext(member.name)
+                    if base is None or member.name.startswith("__"):
+                        continue
+                    read += 1
+                    if base != key and group:
+                        yield group
+                        group = {}
+                    key = base
+                    group[suffix.lower()] = data
+            finished = True
+        except OSError as error:
+            raise ShardError(f"Reading the shard {url} failed ({error}).") from error
+        if group:
+            yield group
+    finally:
+        _close(stream, url, finished)
+
+
+def _members(stream: Any, contents: bool) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    with tarfile.open(fileobj=stream, mode="r|*") as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # else it remembers all
+            if not member.isreg():
+                continue
+            data = b""
+            if contents:
+                file = archive.extractfile(member)
+                data = b"" if file is None else file.read()  # a ReadError where it is cut short
+            yield member, data
+
+
+def _close(stream: Any, url: str, finished: bool) -> None:
+    """Close a shard; a command that ends in failure gave less than the shard."""
+    try:
+        stream.close()
+    except OSError as error:
+        if finished:  # one that was stopped half way may complain
+            raise ShardError(f"Reading the shard {url} failed ({error}).") from error

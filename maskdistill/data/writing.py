@@ -1,0 +1,116 @@
+"""Files and folders that appear under their names only when they are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def check_free(out: Path, overwrite: bool, kind: str) -> None:
+    """Refuse a name that is taken, unless it may be overwritten."""
+    if not out.exists():
+        return
+    if (kind == "file") != out.is_file():
+        raise FileExistsError(f"{out} exists and is not a {kind}; choose another name.")
+    if not overwrite:
+        raise FileExistsError(
+            f"{out} exists. Pass overwrite=True (--overwrite on the command line) to replace it."
+        )
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+@contextlib.contextmanager
+def appearing(out: Path) -> Iterator[BinaryIO]:
+    """Open a file that gets its name when all is written and on the disk, or else goes."""
+    partial = _partial(out)
+    with partial.open("ab") as lock:
+        _lock(lock, out)
+        # What a killed run left behind is overwritten here.
+        try:
+            with partial.open("wb") as file:
+                yield file
+                to_disk(file)
+            os.replace(partial, out)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    _folder_to_disk(out.parent)
+
+
+@contextlib.contextmanager
+def appearing_folder(out: Path) -> Iterator[Path]:
+    """Make a folder that gets its name when all in it is written, or else goes."""
+    partial, old = _partial(out), out.with_name(out.name + ".old")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _folder_to_disk(partial)
+        if out.exists():
+            os.replace(out, old)
+        os.replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    _folder_to_disk(out.parent)
+
+
+def _lock(file: BinaryIO, out: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileExistsError(f"Another process is writing {out} right now.") from None
+
+
+def to_disk(file: IO[Any]) -> None:
+    """Wait until what was written has reached the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _folder_to_disk(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every system can
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def check_room(out: Path, wanted: int) -> None:
+    """Refuse to begin what the disk has no room for; `wanted` is in bytes."""
+    free = shutil.disk_usage(out.parent).free
+    if free < wanted:
+        raise OSError(
+            errno.ENOSPC,
+            f"{out} needs about {wanted / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free",
+        )
+
+
+@contextlib.contextmanager
+def room(out: Path) -> Iterator[None]:
+    """Say plainly that a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM and str(out) not in str(error):
+            raise OSError(
+                error.errno,
+                f"no room left while writing {out} ({error.strerror}); nothing of it was kept",
+            ) from error
+        raise
