@@ -37,8 +37,8 @@ def without_cuda() -> None:
     def stay(self: Any, *_: Any, **__: Any) -> Any:
         return self
 
-    def nothing(*_: Any, **__: Any) -> None:
-        return None
+    def nothing() -> Any:  # a new one each time: torch.compile files functions by identity
+        return lambda *_, **__: None
 
     def tensor_here(*values: Any, **settings: Any) -> torch.Tensor:
         if str(settings.get("device", "")).startswith("cuda"):
@@ -54,8 +54,8 @@ def without_cuda() -> None:
     replacements: list[tuple[Any, str, Any]] = [
         (torch.Tensor, "cuda", stay),
         (nn.Module, "cuda", stay),
-        (torch.cuda, "set_device", nothing),
-        (torch.cuda, "synchronize", nothing),
+        (torch.cuda, "set_device", nothing()),
+        (torch.cuda, "synchronize", nothing()),
         (torch, "tensor", tensor_here),
         (dist, "init_process_group", init_gloo),
         (nn.parallel, "DistributedDataParallel", parallel),

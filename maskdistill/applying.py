@@ -18,6 +18,16 @@ APPLICATIONS: tuple[str, ...] = get_args(Application)
 FILLS: tuple[str, ...] = get_args(Fill)
 
 
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a setting that is none of its choices.
+
+    Raises:
+        ValueError: names the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+
+
 def check_mask(mask: Tensor, batch: int, grid: tuple[int, int]) -> None:
     """Refuse a mask that is not a ``(B, N)`` bool tensor for this batch and grid.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import json
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +20,21 @@ from torch import Tensor
 import maskdistill
 from maskdistill import plotting, presets
 from maskdistill.data import (
-    DataSplits,
-    Scenes,
     derive_seed,
     normalize,
-    open_data,
     resize_for_evaluation,
 )
+from maskdistill.job_images import open_images
 from maskdistill.judge import JobImages, Judge
 from maskdistill.masking import parse_masker
-from maskdistill.models import MaskedViT, backbone_arguments
+from maskdistill.models import backbone_arguments
 from maskdistill.training import Trainer, TrainingConfig
+from maskdistill.training.agreement import Agreement
+from maskdistill.training.checkpoint import FoundCheckpoint, write_durably
 from maskdistill.training.distributed import start_processes
+from maskdistill.training.folder import choose_folder, hold_folder
 from maskdistill.training.records import read_metrics
-from maskdistill.training.trainer import CHECKPOINT
+from maskdistill.training.sharding import gathered
 from maskdistill.views import POLICIES, ViewPolicy
 
 PolicyName = Literal[
@@ -52,6 +53,10 @@ class JobConfig(TrainingConfig):
     """Form of the data; auto finds out."""
     allow_pickle: bool = False
     """Read pickle caches, with an unpickler that runs no code."""
+    shards: str | None = None
+    """In the place of data: folder, index, pattern or URL of WebDataset shards, which stream."""
+    val_shards: str | None = None
+    """Shards of validation images; None is those of the split val in the folder of shards."""
     max_damaged: int = 10
     """Damaged images that are reported and skipped before the run stops."""
     scenes: int = 5000
@@ -66,7 +71,10 @@ class JobConfig(TrainingConfig):
     """A published recipe with two global views by name, such as ibot, attmask_high or msn; it says
     policy, masker and apply, whatever --apply says."""
     resume: bool = False
-    """Go on from the checkpoint in the output folder."""
+    """Go on from the newest whole checkpoint in the output folder."""
+    auto_resume: bool = False
+    """Go on if the output folder holds a run, else start one: for a scheduler that runs the same
+    command again."""
     evaluations: int = 5
     """Number of k-NN evaluations during training, at least 100 steps apart; one more at the end."""
     knn_train: int = 5000
@@ -78,6 +86,10 @@ class JobConfig(TrainingConfig):
         super().__post_init__()
         for name in ("scenes", "knn_train", "knn_val"):
             self._require(name, getattr(self, name) >= 1, "must be an int >= 1")
+        if self.data is not None and self.shards is not None:
+            raise ValueError("data and shards are two sources of images; give one of them.")
+        if self.val_shards is not None and self.shards is None:
+            raise ValueError("val_shards go with shards, which were not given.")
         for name in ("evaluations", "max_damaged"):
             self._require(name, getattr(self, name) >= 0, "must be an int >= 0")
 
@@ -114,23 +126,39 @@ def run_job(config: JobConfig) -> dict[str, Any]:
     True
 
     Everything is checked before anything is written. The folder then holds ``config.json``,
-    ``metrics.jsonl``, TensorBoard events, ``checkpoint.pt``, ``backbone.safetensors``,
-    ``masks.png``, ``attention.png``, ``curves.png`` and ``summary.json``.
+    ``metrics.jsonl``, TensorBoard events, ``checkpoints/``, ``backbone.safetensors``,
+    ``masks.png``, ``attention.png``, ``curves.png`` and ``summary.json``. Started again by
+    ``torchrun --max-restarts``, it goes on with the run that it had begun.
 
     Returns:
-        The content of ``summary.json``.
+        The content of ``summary.json``; nothing in other processes than the first.
 
     Raises:
         ValueError: settings that cannot work, data that cannot be read.
-        OSError: a folder that cannot be written, a file that is not there.
+        OSError: a folder that cannot be written or is in use, a file that is not there.
+        TrainingInterrupted: a signal stopped it, and the run is saved.
     """
     config, policy = _recipe(config)
-    out = _output_folder(config)
-    images = _open_images(config)
     processes = start_processes(config.device)
-    trainer = Trainer(config, images.train, policy, processes=processes)
-    done = trainer.check_resumable(out)["step"] if config.resume else 0
-    judge = Judge(images, config.image_size, knn_train=config.knn_train, knn_val=config.knn_val)
+    agreement = Agreement(processes)
+    out, resuming = agreement.by_main(
+        lambda: choose_folder(
+            config.out,
+            f"dino-{config.preset or config.policy}-seed{config.seed}",
+            resume=config.resume,
+            auto_resume=config.auto_resume,
+        )
+    )
+    images, training = open_images(config)
+    trainer = Trainer(config, training, policy, processes=processes)
+    found = trainer.check_resumable(out) if resuming else None
+    judge = Judge(
+        images,
+        config.image_size,
+        knn_train=config.knn_train,
+        knn_val=config.knn_val,
+        agreement=agreement,
+    )
     say = print if processes.is_main else _say_nothing
 
     say(images.note)
@@ -145,41 +173,51 @@ def run_job(config: JobConfig) -> dict[str, Any]:
         f"{config.apply}; {trainer.total_steps} steps of {config.batch_size} images on "
         f"{processes.device}; writing to {out}"
     )
-    if config.resume:
-        say(f"resuming from step {done} of {trainer.total_steps}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"the output folder {out} cannot be made: {error}. Choose --out."
-        ) from None
+    if found:
+        say(found.describe(trainer.total_steps))
+    with contextlib.ExitStack() as stack:
+        agreement.by_main(lambda: stack.enter_context(hold_folder(out)))
+        return _train_and_judge(config, policy, images, trainer, judge, out, found)
 
-    start: dict[str, Any] = {}
-    before: Tensor | None = None
+
+def _train_and_judge(
+    config: JobConfig,
+    policy: ViewPolicy,
+    images: JobImages,
+    trainer: Trainer,
+    judge: Judge,
+    out: Path,
+    found: FoundCheckpoint | None,
+) -> dict[str, Any]:
+    processes = trainer.processes
+    say = print if processes.is_main else _say_nothing
     if processes.is_main:
         _write_json(out / "config.json", _plain(dataclasses.asdict(trainer.config)))
-        start, before = judge.start(trainer.teacher.backbone)
-        say(
-            f"before training: k-NN {start['knn_random_init']:.1%} with random weights, "
-            f"{start['knn_raw_pixels']:.1%} with raw pixels"
-        )
-        figure = _masks_figure(trainer, images, policy)
+    # In all processes: each embeds its share, and sharded weights need all of them.
+    start, before = judge.start(trainer.teacher.backbone)
+    say(
+        f"before training: k-NN {start['knn_random_init']:.1%} with random weights, "
+        f"{start['knn_raw_pixels']:.1%} with raw pixels"
+    )
+    figure = _masks_figure(trainer, images, policy)
+    if processes.is_main:
         figure.savefig(out / "masks.png")
 
     # A very short run is no place for many evaluations, which take longer than its training.
     every = max(trainer.total_steps // (config.evaluations + 1), 100)
     report = trainer.fit(
         out,
-        resume=config.resume,
+        resume=found or False,
         evaluate=lambda vit: {"knn": judge.knn(vit)},
         evaluate_every=every if config.evaluations else None,
     )
-    if not processes.is_main:
-        return {}
-
     vit = trainer.teacher.backbone
     knn = (report.evaluation or {"knn": judge.knn(vit)})["knn"]
     end, after = judge.end(vit)
+    weights = gathered(vit.backbone.state_dict())
+    if not processes.is_main:
+        return {}
+
     summary: dict[str, Any] = {
         **start,
         **end,
@@ -192,7 +230,7 @@ def run_job(config: JobConfig) -> dict[str, Any]:
         "masker": "NoMasker()" if policy == ViewPolicy.none() else _maskers(policy),
         "apply": config.apply,
         "model": config.model,
-        "data": "built-in scenes" if config.data is None else str(config.data),
+        "data": str(config.data or config.shards or "built-in scenes"),
         "knn_train_images": len(judge.train_indices),
         "knn_val_images": len(judge.val_indices),
         "seed": config.seed,
@@ -204,7 +242,7 @@ def run_job(config: JobConfig) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
-    _save_backbone(vit, trainer.config, out / "backbone.safetensors")
+    _save_backbone(weights, trainer.config, out / "backbone.safetensors")
     _draw(out, trainer, judge, before, after, summary)
     _write_json(out / "summary.json", summary)
     say(_verdict(summary, out))
@@ -247,55 +285,6 @@ def _recipe(config: JobConfig) -> tuple[JobConfig, ViewPolicy]:
 def _maskers(policy: ViewPolicy) -> str:
     maskers = (policy.student_global, policy.student_local, policy.teacher_global)
     return ", ".join(dict.fromkeys(repr(masker) for masker in maskers if masker is not None))
-
-
-def _open_images(config: JobConfig) -> JobImages:
-    if config.data is None:
-        train = Scenes(config.scenes, config.image_size, split="train", seed=0)
-        val = Scenes(max(config.scenes // 5, 1), config.image_size, split="val", seed=0)
-        note = (
-            f"No --data was given, so this run uses built-in scenes: {len(train)} generated images "
-            f"of {len(train.classes)} kinds of object, and {len(val)} for evaluation. They show "
-            "that everything works and are no substitute for real images. Pass real data with "
-            "--data PATH: mini-ImageNet as CSV lists, class folders, parquet files, pickle caches "
-            "or a pack."
-        )
-        return JobImages(train, val, train.labels, val.labels, val.masks, note)
-    data: DataSplits = open_data(
-        config.data,
-        config.data_format,
-        allow_pickle=config.allow_pickle,
-        max_damaged=config.max_damaged,
-    )
-    note = (
-        f"{data.path}: read as {data.format}; {len(data.train)} training and {len(data.val)} "
-        f"validation images of {len(data.classes)} classes. {data.note}"
-    )
-    return JobImages(data.train, data.val, data.train.labels, data.val.labels, None, note)
-
-
-def _output_folder(config: JobConfig) -> Path:
-    """Return the folder to write to, or refuse one that cannot be written or holds a run."""
-    if config.out is None:
-        if config.resume:
-            raise ValueError("--resume needs --out: the folder of the run to go on with.")
-        name = f"dino-{config.preset or config.policy}-seed{config.seed}"
-        folder, number = Path("runs") / name, 2
-        while folder.exists():
-            folder, number = Path("runs") / f"{name}-{number}", number + 1
-    else:
-        folder = config.out
-    if (folder / CHECKPOINT).exists() and not config.resume:
-        raise FileExistsError(
-            f"{folder} holds a run already. Go on with it by --resume, or choose another --out."
-        )
-    if config.resume and not (folder / CHECKPOINT).exists():
-        raise FileNotFoundError(f"there is no {CHECKPOINT} in {folder} to resume from.")
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "is no folder" if not there.is_dir() else "is not writable"
-        raise ValueError(f"cannot write to {folder}: {there} {why}. Choose another --out.")
-    return folder
 
 
 def _masks_figure(trainer: Trainer, images: JobImages, policy: ViewPolicy) -> Any:
@@ -351,12 +340,12 @@ def _draw(
     plotting.plot_curves(metrics, floors, uniform).savefig(out / "curves.png")
 
 
-def _save_backbone(vit: MaskedViT, config: TrainingConfig, path: Path) -> None:
+def _save_backbone(weights: dict[str, Tensor], config: TrainingConfig, path: Path) -> None:
     """Write the teacher's backbone in timm's own layout."""
     arguments = backbone_arguments(
         config.model, config.image_size, config.patch_size, config.depth, config.local_size
     )
-    state = {name: tensor.contiguous().cpu() for name, tensor in vit.backbone.state_dict().items()}
+    state = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
     path.write_bytes(save(state, metadata={"timm.create_model": json.dumps(arguments)}))
 
 
@@ -381,9 +370,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.replace(path)
+    write_durably(json.dumps(values, indent=2) + "\n", path)
 
 
 def _say_nothing(*values: object) -> None:

@@ -24,6 +24,7 @@ from maskdistill.evaluation import (
     raw_pixels,
 )
 from maskdistill.models import MaskedViT
+from maskdistill.training.agreement import Agreement
 
 SHOWN = 10
 """Images whose attention is drawn."""
@@ -58,9 +59,20 @@ class Judge:
         image_size: pixels of a side of what the backbone sees.
         knn_train: most training images that vote.
         knn_val: most validation images.
+        agreement: among the processes, which then embed a share of the images each and must all
+            call the same methods; None is one process.
     """
 
-    def __init__(self, images: JobImages, image_size: int, *, knn_train: int, knn_val: int) -> None:
+    def __init__(
+        self,
+        images: JobImages,
+        image_size: int,
+        *,
+        knn_train: int,
+        knn_val: int,
+        agreement: Agreement | None = None,
+    ) -> None:
+        self._agreement = agreement
         self.size = image_size
         self.images = images
         self.train_indices = balanced_indices(torch.from_numpy(images.train_labels), knn_train)
@@ -69,9 +81,19 @@ class Judge:
 
     def knn(self, vit: MaskedViT) -> float:
         """Return the 20-NN accuracy."""
-        train = extract_features(vit, self.images.train, self.size, indices=self.train_indices)
-        val = extract_features(vit, self.images.val, self.size, indices=self.val_indices)
+        train = self._features(vit, self.images.train, self.train_indices)
+        val = self._features(vit, self.images.val, self.val_indices)
         return knn_accuracy(*train, *val)
+
+    def _features(
+        self, vit: MaskedViT, images: Dataset[tuple[Image.Image, int]], indices: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        if self._agreement is None:
+            return extract_features(vit, images, self.size, indices=indices)
+        own = self._agreement.share(indices)
+        features, labels = extract_features(vit, images, self.size, indices=own)
+        join, count = self._agreement.join, len(indices)
+        return join(features, count), join(labels, count)
 
     def start(self, vit: MaskedViT) -> tuple[dict[str, Any], Tensor | None]:
         """Return what training has to beat, and the attention to the shown images."""

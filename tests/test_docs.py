@@ -29,12 +29,12 @@ DOCS = ROOT / "docs"
 WITH_CODE = {
     "adding-a-masker.md", "checkpoints.md", "choosing.md", "concepts.md", "data.md", "geometry.md",
     "index.md", "learned.md", "models.md", "quickstart.md", "recipes/collated.md",
-    "recipes/index.md", "trainer.md",
+    "recipes/index.md", "trainer.md", "views.md",
 }  # fmt: skip
 WITH_CODE |= {f"methods/{name}.md" for name in presets.NAMES}
 # Made from the docstrings, which are tested where they stand; pictures; measurements; and diffs of
 # other people's code, which tests/recipes compares with what the examples apply.
-WITHOUT_CODE = {"api.md", "gallery.md", "speed.md"} | {
+WITHOUT_CODE = {"api.md", "distributed.md", "gallery.md", "speed.md"} | {
     f"recipes/{name}.md" for name in ("dino", "lightly", "lightning", "transformers")
 }
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import runpy
+import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,11 @@ from PIL import Image
 
 from maskdistill import cli, job
 from maskdistill.job import JobConfig
+from maskdistill.training.checkpoint import checkpoint_files, latest_checkpoint
+from maskdistill.training.folder import hold_folder
+from maskdistill.training.interruption import SIGNALS
+from maskdistill.training.records import read_metrics
+from tests.training.forking import fork, wait
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "dino_tiny_miniimagenet.py"
@@ -27,8 +37,8 @@ TINY = [
     "--depth", "1", "--epochs", "2", "--batch-size", "8", "--out-dim", "32",
     "--hidden-dim", "32", "--workers", "0", "--evaluations", "1", "--device", "cpu",
 ]  # fmt: skip
-FILES = {"config.json", "metrics.jsonl", "summary.json", "checkpoint.pt", "backbone.safetensors",
-         "masks.png", "attention.png", "curves.png"}  # fmt: skip
+FILES = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", ".lock",
+         "backbone.safetensors", "masks.png", "attention.png", "curves.png"}  # fmt: skip
 
 
 def run(*arguments: str) -> int:
@@ -118,7 +128,7 @@ def test_on_the_built_in_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for key in ("attention_jaccard", "attention_jaccard_random_init"):
         assert 0 < summary[key]["mean_over_heads"] <= summary[key]["best_head"] < 1
     assert read(out / "config.json")["momentum"] is not None, "as resolved"
-    torch.load(out / "checkpoint.pt", weights_only=True)
+    latest_checkpoint(out)
     for picture in ("masks.png", "attention.png", "curves.png"):
         with Image.open(out / picture) as image:
             assert image.width > 400
@@ -130,7 +140,7 @@ def test_the_backbone_loads_in_plain_timm(tmp_path: Path) -> None:
     with safetensors.safe_open(path, "pt") as file:
         arguments = json.loads(file.metadata()["timm.create_model"])
     model = timm.create_model(**arguments, checkpoint_path=str(path)).eval()
-    teacher = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["teacher"]
+    teacher = latest_checkpoint(tmp_path / "run").content["teacher"]
     x = torch.randn(2, 3, 16, 16)
     again = timm.create_model(**arguments).eval()
     prefix = "backbone."
@@ -153,33 +163,132 @@ def test_on_a_folder_of_images(folder_of_images: Path, tmp_path: Path) -> None:
     assert written(out) == FILES
 
 
-def test_resume_continues_an_unfinished_run(tmp_path: Path) -> None:
-    """Killed after a checkpoint; then the same result as the run that was left alone."""
-    arguments = ("--scenes", "40", "--checkpoint-every", "4")
-    assert run(*arguments, "--out", str(tmp_path / "whole")) == 0
+@contextlib.contextmanager
+def after_step(step: int, event: Callable[[], None]) -> Iterator[None]:
+    """Let something happen within a step, once."""
+    real = job.Trainer._run_step
 
-    real = job.Trainer._check_finite
+    def eventful(self: Any, *args: Any) -> Any:
+        metrics = real(self, *args)
+        if self.step + 1 == step:  # it is counted afterwards
+            event()
+        return metrics
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job.Trainer, "_run_step", eventful)
+        yield
 
-        def killed(self: Any, *args: Any) -> None:
-            real(self, *args)
-            if self.step == 6:
-                raise KeyboardInterrupt
 
-        patch.setattr(job.Trainer, "_check_finite", killed)
-        assert run(*arguments, "--out", str(tmp_path / "half")) == 130
-    assert (
-        example("--out", str(tmp_path / "half"), "--resume") == 0
-    )  # the settings are the run's own
-    whole, half = (
-        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
-        for name in ("whole", "half")
-    )
-    for name, value in whole["teacher"].items():
-        assert torch.equal(half["teacher"][name], value), name
-    summaries = [read(tmp_path / name / "summary.json") for name in ("whole", "half")]
+def killed() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("event", "code", "lost"),
+    [
+        (killed, 130, 2),  # what a second Ctrl-C does, and much like kill -9
+        (lambda: signal.raise_signal(signal.SIGTERM), 143, 0),
+        (lambda: signal.raise_signal(signal.SIGINT), 130, 0),
+    ],
+    ids=["killed", "SIGTERM", "SIGINT"],
+)
+def test_resume_continues_an_unfinished_run(
+    whole: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    event: Callable[[], None],
+    code: int,
+    lost: int,
+) -> None:
+    """Stopped in the middle; then the same result as the run that was left alone."""
+    out = tmp_path / "half"
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    with after_step(6, event):
+        assert run(*WHOLE, "--out", str(out)) == code
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+    said = capfd.readouterr().err
+    if not lost:
+        assert "stopped the run after step 6 of 10" in said
+        assert f"--resume --out {out}" in said
+    assert example("--out", str(out), "--resume") == 0  # the settings are the run's own
+    assert f"resuming from step {6 - lost} of 10 ({out}" in capfd.readouterr().out
+    assert_same_run(out, whole)
+
+
+WHOLE = ("--scenes", "40", "--checkpoint-every", "4", "--log-every", "5")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stops."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert run(*WHOLE, "--out", str(out)) == 0
+    return out
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    ours, theirs = latest_checkpoint(a).content, latest_checkpoint(b).content
+    for role in ("student", "teacher", "objective"):
+        for name, value in theirs[role].items():
+            assert torch.equal(ours[role][name], value), name
+    summaries = [read(out / "summary.json") for out in (a, b)]
     for key in ("knn", "knn_random_init", "attention_jaccard", "steps"):
         assert summaries[0][key] == summaries[1][key]
+    lines = [read_metrics(out / "metrics.jsonl") for out in (a, b)]
+    for line in (*lines[0], *lines[1]):
+        line.pop("images_per_second", None)
+    assert lines[0] == lines[1]
+
+
+def test_the_same_command_again_goes_on(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a scheduler runs it after a preemption, whether or not the run had begun or is done."""
+    out = tmp_path / "run"
+    command = (*WHOLE, "--out", str(out), "--auto-resume")
+    with after_step(6, killed):
+        assert run(*command) == 130
+    assert run(*command) == 0
+    assert "resuming from step 4 of 10" in capsys.readouterr().out
+    assert_same_run(out, whole)
+    assert run(*command) == 0
+    assert "resuming from step 10 of 10" in capsys.readouterr().out
+    assert_same_run(out, whole)
+    assert run("--scenes", "40", "--auto-resume") == 2
+    assert "--auto-resume needs --out" in capsys.readouterr().err
+
+
+def test_a_restart_by_torchrun_finds_its_run(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No --out is given; another run has begun meanwhile, and is not mistaken for ours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
+    with after_step(6, killed):
+        assert run(*WHOLE) == 130
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert run(*WHOLE, "--max-steps", "1") == 0
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    capsys.readouterr()
+    assert run(*WHOLE) == 0
+    assert "resuming from step 4 of 10" in capsys.readouterr().out
+    assert_same_run(tmp_path / "runs" / "dino-asymmetric-seed0", whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    with after_step(9, killed):
+        assert run(*WHOLE, "--out", str(out)) == 130
+    newest = checkpoint_files(out)[0]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert example("--out", str(out), "--resume") == 0
+    said = capsys.readouterr().out
+    assert "resuming from step 4 of 10" in said
+    assert f"{newest.name} was skipped: its checksum does not match (truncated or damaged)" in said
+    assert_same_run(out, whole)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +400,7 @@ def test_an_output_folder_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file" / "run", capsys, "cannot write to", "--max-steps", "1")
-    monkeypatch.setattr(job.os, "access", lambda path, mode: False)
+    monkeypatch.setattr("maskdistill.training.folder.os.access", lambda path, mode: False)
     refused(tmp_path / "run", capsys, "is not writable", "--max-steps", "1")
 
 
@@ -311,15 +420,40 @@ def test_a_refused_resumption_loses_nothing(
 ) -> None:
     out = tmp_path / "run"
     assert run("--scenes", "40", "--max-steps", "2", "--out", str(out)) == 0
-    before = {p: p.read_bytes() for p in out.iterdir()}
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     again = ("--out", str(out), "--resume")
     assert example(*again, "--lr", "0.1") == 2
     assert "lr was 0.008 and is 0.1" in capsys.readouterr().err
-    (out / "checkpoint.pt").write_bytes(before[out / "checkpoint.pt"][:500])
+    checkpoints = {p: p.read_bytes() for p in checkpoint_files(out)}
+    for path, content in checkpoints.items():
+        path.write_bytes(content[:500])
     assert example(*again) == 2
-    assert "truncated" in capsys.readouterr().err
-    (out / "checkpoint.pt").write_bytes(before[out / "checkpoint.pt"])
-    assert {p: p.read_bytes() for p in out.iterdir()} == before
+    said = capsys.readouterr().err
+    assert all(f"{path.name} was skipped" in said for path in checkpoints)
+    for path, content in checkpoints.items():
+        path.write_bytes(content)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The other one has not come to its first checkpoint. Its end, however sudden, frees it."""
+    out = tmp_path / "run"
+
+    def other_run() -> None:
+        with hold_folder(out):
+            (tmp_path / "begun").touch()
+            time.sleep(60)
+
+    other = fork(other_run)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    for more in ((), ("--auto-resume",)):
+        assert run("--scenes", "40", "--out", str(out), *more) == 2
+        assert f"{out} is in use: process {other} on" in capsys.readouterr().err
+    assert written(out) == {".lock"}
+    os.kill(other, signal.SIGKILL)
+    wait(other)
+    assert run("--scenes", "40", "--max-steps", "1", "--out", str(out)) == 0
 
 
 def test_without_an_output_folder_each_run_gets_its_own(
@@ -336,7 +470,7 @@ def test_without_an_output_folder_each_run_gets_its_own(
 def test_the_bare_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As the README has it, without any argument."""
     ran: list[JobConfig] = []
-    monkeypatch.setattr(cli, "run_job", ran.append)
+    monkeypatch.setattr(job, "run_job", ran.append)
     assert example(*arguments) == 0
     assert ran[0].data == (Path("x") if len(arguments) and "data" in arguments[0] else None)
     assert ran[0].image_size == (32 if ran[0].data is None else 64)

@@ -14,6 +14,7 @@ from maskdistill.applying import (
     FILLS,
     Application,
     Fill,
+    check_choice,
     check_mask,
     patch_grid,
 )
@@ -34,6 +35,7 @@ from maskdistill.models.probing import (
     whole_patches,
 )
 from maskdistill.models.request import Request, Waiting, tied
+from maskdistill.models.speed import LastBlock
 from maskdistill.models.transparent import Transparent, check_model, own_mask_token
 
 
@@ -96,8 +98,8 @@ class MaskedViT(Transparent):
         image_size: tuple[int, int] | None = None,
     ) -> None:
         check_model(vit)
-        _check_choice("apply", apply, APPLICATIONS)
-        _check_choice("fill", fill, FILLS)
+        check_choice("apply", apply, APPLICATIONS)
+        check_choice("fill", fill, FILLS)
         super().__init__(vit)
         self.mask_token: nn.Parameter | None
         self.apply_mask = apply
@@ -109,6 +111,7 @@ class MaskedViT(Transparent):
         self._attention: dict[Query | None, LastAttention] = {}
         self._dropping: Dropping | None = None
         self._hook: Any = None
+        self._last_block = LastBlock(vit, self._request) if LastBlock.suits(vit) else None
         self._blanks = False  # whether pixels of hidden patches are set to zero besides
         given = None if patch_size is None else pair(patch_size)
         found = stem_of(vit, patch_embed)
@@ -180,19 +183,27 @@ class MaskedViT(Transparent):
         mask: Tensor | None = None,
         *,
         visible: int | None = None,
+        class_only: bool = False,
         **arguments: Any,
     ) -> Tensor:
         """Return one embedding per image, ``(B, D)``: what DINO's head takes, of any model.
 
-        A model without a classifier (timm: ``num_classes=0``) has pooled its tokens already, by
-        class token, mean or attention, and its output is taken; of one with a classifier, what goes
-        into it. Else the class token is taken, or without one the mean of the patches.
+        Of a model without a classifier (timm: ``num_classes=0``) it is the output, pooled already;
+        of one with a classifier, what goes into it; else the class token, or the patches' mean.
+
+        ``class_only`` leaves out of the last block what the class token does not need, where the
+        model is a plain ViT: the same embedding to rounding. That block's patch tokens are then
+        meaningless to a hook of your own.
         """
         backbone: Any = self.backbone
-        if getattr(backbone, "num_classes", 0) and hasattr(backbone, "forward_head"):
-            tokens = self.forward_features(images, mask, visible=visible, **arguments)
-            return pooled(backbone.forward_head(tokens, pre_logits=True), backbone)
-        return pooled(self(images, mask, visible=visible, **arguments), backbone)
+        self._request.class_only = class_only
+        try:
+            if getattr(backbone, "num_classes", 0) and hasattr(backbone, "forward_head"):
+                tokens = self.forward_features(images, mask, visible=visible, **arguments)
+                return pooled(backbone.forward_head(tokens, pre_logits=True), backbone)
+            return pooled(self(images, mask, visible=visible, **arguments), backbone)
+        finally:
+            self._request.class_only = False
 
     @contextmanager
     def masking(
@@ -266,8 +277,7 @@ class MaskedViT(Transparent):
         >>> record.attention.shape  # doctest: +SKIP
         torch.Size([8, 3, 196])
 
-        Only inside, and only in that block, attention runs unfused; other forwards cost nothing,
-        and the features agree with the fused ones to rounding (about 1e-6).
+        Only inside, and only in that block, attention runs unfused; features agree to about 1e-6.
         """
         if query not in self._attention:
             self._attention[query] = LastAttention(self.backbone, self._request, query)
@@ -279,11 +289,10 @@ class MaskedViT(Transparent):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        for attention in self._attention.values():
-            attention.remove()
+        for part in (*self._attention.values(), self._dropping, self._last_block):
+            if part is not None:
+                part.remove()
         self._attention = {}
-        if self._dropping is not None:
-            self._dropping.remove()
         self._is_wrapped = False
         return self.backbone
 
@@ -387,8 +396,3 @@ class MaskedViT(Transparent):
         if self.training and token.requires_grad and torch.is_grad_enabled():
             return self._layout.map(output, lambda tokens: tied(tokens, token))
         return None
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")

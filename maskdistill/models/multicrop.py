@@ -78,7 +78,7 @@ class MultiCropWrapper(nn.Module):
             images = torch.cat([crops[i] for i in group])
             mask = None if clean else torch.cat([m for i in group if (m := masks[i]) is not None])
             visible = mask.shape[1] - count if mask is not None and count is not None else None
-            out = self.backbone.embed(images, mask, visible=visible)
+            out = self.backbone.embed(images, mask, visible=visible, class_only=True)
             for i, part in zip(group, out.split([crops[i].shape[0] for i in group]), strict=True):
                 features[i] = part
         joined = torch.cat([f for f in features if f is not None])

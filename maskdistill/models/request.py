@@ -21,6 +21,7 @@ class Request:
         self.keep: Tensor | None = None
         self.grid = (0, 0)
         self.tokens = 0  # of patches, before any is dropped
+        self.class_only = False  # whether the class token is all that is wanted
         self.recorders: list[Any] = []  # of the attention, while they are recording
         # For recording: images, patches that are seen of each, and tokens in a patch of the mask.
         self.batch = self.patches = 0

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from maskdistill.data.loading import derive_seed
 from maskdistill.drawing import OF_EVERY_VIEW
 from maskdistill.models import MaskedViT, MultiCropWrapper, create_backbone
 from maskdistill.models.probing import evaluating
+from maskdistill.models.speed import compile_blocks, unfuse_attention
 from maskdistill.objectives import DINOHead, DINOLoss
 from maskdistill.training.config import TrainingConfig
 from maskdistill.training.distributed import Processes
 from maskdistill.training.optimizer import parameter_groups
+from maskdistill.training.sharding import replicate, shard
 from maskdistill.training.step import TrainState, make_teacher
 from maskdistill.views import ViewPolicy
 
@@ -55,6 +56,8 @@ def build_state(
             bottleneck_dim=config.bottleneck_dim,
             norm_last_layer=config.norm_last_layer,
         )
+    if processes.device.type == "cpu" and config.precision == "bfloat16":
+        unfuse_attention(vit)
     student = MultiCropWrapper(vit, head).to(processes.device)
     _check_policy(policy, config, vit)
     if vit.mask_token is not None and not policy.masks_student:
@@ -66,12 +69,19 @@ def build_state(
         center_momentum=config.center_momentum,
         centering=config.centering,
     ).to(processes.device)
-    optimizer = torch.optim.AdamW(parameter_groups(student, decay_tokens=config.decay_tokens))
     teacher = make_teacher(student)
+    if config.compile:
+        for network in (student, teacher):
+            compile_blocks(network.backbone.backbone)
     wrapped: nn.Module = student
-    if processes.world > 1:
-        devices = [processes.device] if processes.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(student, device_ids=devices)
+    if config.sharding == "fsdp" and processes.world > 1:
+        for network in (student, teacher):
+            shard(network, getattr(network.backbone.backbone, "blocks", ()))
+    elif processes.world > 1:
+        wrapped = replicate(student, processes.device)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(student, decay_tokens=config.decay_tokens), fused=True
+    )
     return TrainState(wrapped, teacher, objective, optimizer)
 
 

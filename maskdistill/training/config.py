@@ -10,8 +10,10 @@ from typing import Literal
 from maskdistill.applying import Application
 from maskdistill.objectives import Centering
 from maskdistill.training.optimizer import ClipMode
+from maskdistill.training.sharding import Sharding
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Views = Literal["auto", "workers", "device"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class TrainingConfig:
     """Ends training, and all schedules, after so many steps, if that is sooner."""
     batch_size: int = 64
     """Images per step and process."""
+    accumulate: int = 1
+    """Parts of the batch that go through the networks one after the other, to save memory."""
     seed: int = 0
     """Of weights, data order, crops and masks."""
 
@@ -103,16 +107,26 @@ class TrainingConfig:
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "auto"
     """auto is bfloat16 autocast on a GPU that has it, else float32."""
+    compile: bool = False
+    """Compile the blocks of student and teacher: slower to start, faster to run on a GPU."""
+    sharding: Sharding = "ddp"
+    """With several processes: ddp has all weights on each, fsdp spreads them over all (FSDP2)."""
     workers: int | None = None
     """Loader processes; None is all cores but one, at most 8."""
+    views: Views = "auto"
+    """Where crops are cut: by loader workers, or on the device, where all images then lie decoded;
+    auto is the device if it is a GPU and they fit in half of its free memory."""
     log_every: int = 10
     """Steps between two lines of metrics; the only times the host waits for an accelerator."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
+    keep_checkpoints: int = 3
+    """Number of checkpoints to keep; older ones are removed when a new one is in place."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "epochs", "batch_size", "log_every",
-                     "checkpoint_every", "hidden_dim", "bottleneck_dim"):  # fmt: skip
+        for name in ("image_size", "patch_size", "epochs", "batch_size", "accumulate", "log_every",
+                     "checkpoint_every", "keep_checkpoints", "hidden_dim",
+                     "bottleneck_dim"):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "must be an int >= 1")
         for name in ("depth", "local_size", "max_steps", "out_dim"):
             value = getattr(self, name)
@@ -140,6 +154,18 @@ class TrainingConfig:
                     f"{name} must be a multiple of patch_size ({self.patch_size}), so that "
                     f"patches divide the image; got {value}."
                 )
+
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size must be a multiple of accumulate ({self.accumulate}), so that its "
+                f"parts are equal; got {self.batch_size}."
+            )
+        for name, choices in (
+            ("sharding", ("ddp", "fsdp")),
+            ("views", ("auto", "workers", "device")),
+            ("precision", ("auto", "float32", "bfloat16")),
+        ):
+            self._require(name, getattr(self, name) in choices, f"must be one of {choices}")
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:

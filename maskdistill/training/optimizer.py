@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from maskdistill.training.sharding import local, norms_of_all
+
 ClipMode: TypeAlias = Literal["per_parameter", "global"]
 
 _TOKENS = ("pos_embed", "cls_token", "reg_token", "mask_token")
@@ -43,7 +45,7 @@ def clip_gradients(gradients: list[Tensor], limit: float, mode: ClipMode) -> Ten
     """Scale gradients down in place to an L2 norm of at most ``limit``, without a host sync.
 
     Args:
-        gradients: to clip.
+        gradients: to clip; of sharded parameters, each process's part.
         limit: greatest norm; 0 clips nothing.
         mode: ``"per_parameter"`` clips each tensor by its own norm, as facebookresearch/dino does;
             ``"global"`` clips by the norm of all together, as most others do.
@@ -51,12 +53,12 @@ def clip_gradients(gradients: list[Tensor], limit: float, mode: ClipMode) -> Ten
     Returns:
         The global norm before clipping, a scalar tensor.
     """
-    norms = torch._foreach_norm(gradients)
+    norms = norms_of_all(gradients)
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     if limit > 0:
         limits = [total] * len(norms) if mode == "global" else norms
         scales = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in limits]
-        torch._foreach_mul_(gradients, scales)
+        torch._foreach_mul_(local(gradients), scales)
     return total
 
 
@@ -73,6 +75,4 @@ def freeze_gradients(model: nn.Module, part: str) -> None:
 @torch.no_grad()
 def update_average(average: Iterable[Tensor], current: Iterable[Tensor], momentum: float) -> None:
     """Move an exponential moving average in place: average * m + current * (1 - m)."""
-    averages = list(average)
-    torch._foreach_mul_(averages, momentum)
-    torch._foreach_add_(averages, list(current), alpha=1 - momentum)
+    torch._foreach_lerp_(local(average), local(current), 1 - momentum)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskdistill.training.checkpoint import write_durably
+
+_OF_TRAINING = "images_per_second"  # lines of metrics have it, those of evaluations do not
 
 
 class RunRecord:
@@ -21,11 +29,8 @@ class RunRecord:
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step] if step else []
-        # One write: an interruption leaves the old lines or the new ones.
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self.path)
+        self._kept = [line for line in read_metrics(self.path) if line["step"] <= step and step]
+        write_durably("".join(json.dumps(line) + "\n" for line in self._kept), self.path)
         self._events = _summary_writer(folder, step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -36,22 +41,80 @@ class RunRecord:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
 
+    def evaluation_at(self, step: int) -> dict[str, float] | None:
+        """Return what an earlier attempt found when it evaluated at a step, if it came to that."""
+        for line in self._kept:
+            if line["step"] == step and _OF_TRAINING not in line:
+                return {name: value for name, value in line.items() if name != "step"}
+        return None
+
+    def sync(self) -> None:
+        """Flush the lines to the disk, so that a checkpoint's are there when it is."""
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())
+
     def close(self) -> None:
         """Flush the TensorBoard events."""
         if self._events is not None:
             self._events.close()
 
 
+class MetricsWindow:
+    """The metrics of the steps since the last line, and their mean.
+
+    They are averaged over the processes row by row, so that it changes no bit of the mean whether
+    a checkpoint came between.
+
+    >>> window = MetricsWindow(world=1)
+    >>> window.add((torch.tensor(2.0), torch.tensor(0.5)))
+    >>> window.add((torch.tensor(4.0), torch.tensor(0.5)))
+    >>> window.mean()
+    [3.0, 0.5]
+
+    Args:
+        world: number of processes; all must call ``rows`` and ``mean`` at the same steps.
+        rows: ``(n, metrics)``, what a checkpoint kept of an unfinished window.
+    """
+
+    def __init__(self, world: int, rows: Tensor | None = None) -> None:
+        self._world = world
+        self._done = [] if rows is None else list(rows)
+        self._pending: list[Tensor] = []
+
+    def add(self, metrics: Sequence[Tensor]) -> None:
+        """Take the metrics of a step, scalars on the device, without waiting for them."""
+        self._pending.append(torch.stack(tuple(metrics)))
+
+    def rows(self) -> Tensor:
+        """Return ``(n, metrics)`` on the CPU, means over the processes; this waits for them."""
+        if self._pending:
+            rows = torch.stack(self._pending)
+            if self._world > 1:
+                torch.distributed.all_reduce(rows)
+                rows /= self._world
+            self._done += list(rows.cpu())
+            self._pending.clear()
+        return torch.stack(self._done) if self._done else torch.empty(0)
+
+    def mean(self) -> list[float]:
+        """Return the means over the steps and begin another window."""
+        means: list[float] = self.rows().mean(dim=0).tolist()
+        self._done.clear()
+        return means
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
+    """Return the lines of a ``metrics.jsonl``; one that a crash cut short is left out."""
     lines: list[dict[str, Any]] = []
     if not path.is_file():
         return lines
-    for text in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
-            break
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
     return lines
 
 
@@ -126,6 +189,15 @@ class CollapseAlarm:
         self._patience = patience
         self._pinned = 0
         self._narrow = 0
+
+    @property
+    def counts(self) -> list[int]:
+        """How often in a row each sign has been seen; a checkpoint keeps and sets it."""
+        return [self._pinned, self._narrow]
+
+    @counts.setter
+    def counts(self, counts: Sequence[int]) -> None:
+        self._pinned, self._narrow = counts
 
     def observe(self, loss: float, feature_spread: float) -> str | None:
         """Return a warning, or None.

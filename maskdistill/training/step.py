@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from maskdistill.training.optimizer import (
     freeze_gradients,
     update_average,
 )
+from maskdistill.training.sharding import gradients_later
 from maskdistill.views import ViewPolicy
 
 
@@ -60,6 +63,8 @@ class StepSettings:
         clip_grad: greatest gradient norm; 0 clips nothing.
         clip_mode: per parameter, as the original, or global.
         amp_dtype: autocast's dtype, or None for float32.
+        accumulate: parts of the batch that go through the networks one after the other, to save
+            memory; the step stays the whole batch's.
     """
 
     lr: float
@@ -71,6 +76,7 @@ class StepSettings:
     clip_grad: float = 3.0
     clip_mode: ClipMode = "per_parameter"
     amp_dtype: torch.dtype | None = None
+    accumulate: int = 1
 
 
 class StepMetrics(NamedTuple):
@@ -120,6 +126,11 @@ def train_step(
     or configuration and makes the host wait for nothing. The masks depend on ``generator`` alone;
     drop path draws from torch's global generator, so seed both for an exact repetition.
 
+    With ``settings.accumulate`` of k, teacher and student take the batch in k parts. Masks, targets
+    and centre are the whole batch's, and so are gradient, clipping and average: the step is the
+    same to rounding. Only what draws per forward (drop path, dropout) or mixes images within a
+    forward (batch norm) differs.
+
     Args:
         state: changed in place.
         crops: ``(B, 3, H, W)`` each, normalised, global crops first.
@@ -131,6 +142,9 @@ def train_step(
 
     Returns:
         Metrics of the step, still on the device.
+
+    Raises:
+        ValueError: a batch that does not divide into ``accumulate`` parts.
     """
     for i, group in enumerate(state.optimizer.param_groups):
         group["lr"] = settings.lr
@@ -142,17 +156,32 @@ def train_step(
         "generator": generator, "progress": settings.progress, "boxes": boxes, "flipped": flipped,
         "memory": {},
     }  # fmt: skip
-    with torch.autocast(
-        crops[0].device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None
-    ):
-        teacher, attention = _run_teacher(state.teacher, crops, policy, draw)
-        student = _run_student(state, crops, policy, draw, attention)
+    parts = _parts(crops, settings.accumulate)
+    autocast = partial(
+        torch.autocast,
+        crops[0].device.type,
+        settings.amp_dtype,
+        enabled=settings.amp_dtype is not None,
+    )
+    with autocast():
+        teacher, attention = _run_teacher(state.teacher, crops, parts, policy, draw)
     targets = state.objective.targets(teacher.logits, settings.teacher_temp)
-    loss = state.objective(student.logits, targets, views=len(crops))
+    state.optimizer.zero_grad(set_to_none=True)
+    patch_size = state.student_net.backbone.patch_size
+    signals: dict[str, Any] = {} if attention is None else {"attention": attention}
+    masks, counts = policy.student_masks(crops, patch_size, **draw, **signals)
+    losses = []
+    for part in parts:
+        with gradients_later(state.student, part is not parts[-1]):
+            with autocast():
+                student = state.student(_rows(crops, part), _rows(masks, part), counts)
+            # The teacher's targets are view by view.
+            own = targets.unflatten(0, (-1, crops[0].shape[0]))[:, part].flatten(0, 1)
+            loss = state.objective(student.logits, own, views=len(crops)) / len(parts)
+            loss.backward()
+        losses.append(loss.detach())
     state.objective.update_center(teacher.logits)
 
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     net = state.student_net
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     norm = clip_gradients(gradients, settings.clip_grad, settings.clip_mode)
@@ -161,13 +190,30 @@ def train_step(
     state.optimizer.step()
     update_average(state.teacher.parameters(), net.parameters(), settings.momentum)
     spread = feature_spread(teacher.features[: crops[0].shape[0]])
-    return StepMetrics(loss.detach(), norm, _entropy(targets), spread)
+    return StepMetrics(torch.stack(losses).sum(), norm, _entropy(targets), spread)
+
+
+def _parts(crops: Sequence[Tensor], count: int) -> list[slice]:
+    batch = crops[0].shape[0]
+    if batch % count:
+        raise ValueError(
+            f"a batch of {batch} images does not divide into accumulate={count} equal parts. "
+            "Choose a batch size that is a multiple of it."
+        )
+    size = batch // count
+    return [slice(start, start + size) for start in range(0, batch, size)]
+
+
+def _rows(tensors: Sequence[Any], part: slice) -> list[Any]:
+    """Return the images of one part of the batch, of every crop that has a tensor."""
+    return [None if tensor is None else tensor[part] for tensor in tensors]
 
 
 @torch.no_grad()
 def _run_teacher(
     teacher: MultiCropWrapper,
     crops: Sequence[Tensor],
+    parts: Sequence[slice],
     policy: ViewPolicy,
     draw: dict[str, Any],
 ) -> tuple[MultiCropOutput, list[Tensor] | None]:
@@ -175,31 +221,30 @@ def _run_teacher(
     views = crops[: policy.global_crops]
     vit: MaskedViT = teacher.backbone
     masks, counts = policy.teacher_masks(crops, vit.patch_size, **draw)
-    if "attention" not in policy.needs:
-        return teacher(views, masks, counts), None
-    with vit.record_attention() as record:
-        output = teacher(views, masks, counts)
-    sizes = [view.shape[0] for view in views]
-    if record.attention.shape[0] != sum(sizes):
-        raise ValueError(
-            "attention-guided masks need all global crops in one teacher forward: give them one "
-            f"size and one number of hidden patches; got sizes {[tuple(v.shape) for v in views]}."
-        )
-    return output, list(record.attention.split(sizes))
+    wanted = "attention" in policy.needs
+    outputs, attentions = [], []
+    for part in parts:
+        with vit.record_attention() if wanted else nullcontext() as record:
+            outputs.append(teacher(_rows(views, part), _rows(masks, part), counts))
+        if record is not None:
+            attentions.append(record.attention)
+            if len(attentions[-1]) != len(outputs[-1].features):
+                raise ValueError(
+                    "attention-guided masks need all global crops in one teacher forward: give "
+                    "them one size and one number of hidden patches; got sizes "
+                    f"{[tuple(view.shape) for view in views]}."
+                )
+    output = MultiCropOutput(*(_joined(kind, len(views)) for kind in zip(*outputs, strict=True)))
+    if not wanted:
+        return output, None
+    return output, list(_joined(attentions, len(views)).chunk(len(views)))
 
 
-def _run_student(
-    state: TrainState,
-    crops: Sequence[Tensor],
-    policy: ViewPolicy,
-    draw: dict[str, Any],
-    attention: list[Tensor] | None,
-) -> MultiCropOutput:
-    signals: dict[str, Any] = {} if attention is None else {"attention": attention}
-    patch_size = state.student_net.backbone.patch_size
-    masks, counts = policy.student_masks(crops, patch_size, **draw, **signals)
-    output: MultiCropOutput = state.student(crops, masks, counts)
-    return output
+def _joined(parts: Sequence[Tensor], views: int) -> Tensor:
+    """Join what was computed of each part, view by view, into the whole batch's, view by view."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part.unflatten(0, (views, -1)) for part in parts], dim=1).flatten(0, 1)
 
 
 def _entropy(p: Tensor) -> Tensor:

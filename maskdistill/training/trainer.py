@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import math
-import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +13,33 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from maskdistill.data.augment import Crops, MultiCrop, normalize
 from maskdistill.data.loading import (
-    BatchStream,
-    CropDataset,
-    crop_loader,
+    LoaderError,
+    deaths_explained,
     derive_seed,
-    steps_per_epoch,
 )
+from maskdistill.data.shards import Shards
 from maskdistill.models import MaskedViT, MultiCropWrapper
+from maskdistill.training.agreement import Agreement
 from maskdistill.training.build import build_state
-from maskdistill.training.checkpoint import load_checkpoint, save_atomically
+from maskdistill.training.checkpoint import FoundCheckpoint, checkpoint_files
 from maskdistill.training.config import TrainingConfig
 from maskdistill.training.distributed import Processes, start_processes
-from maskdistill.training.records import CollapseAlarm, Pace, RunRecord
+from maskdistill.training.feeding import Feed, moved
+from maskdistill.training.folder import hold_folder
+from maskdistill.training.interruption import SignalWatch, StopRequest, TrainingInterrupted
+from maskdistill.training.keeping import CollapseWarning as CollapseWarning
+from maskdistill.training.keeping import NonFiniteLossError as NonFiniteLossError
+from maskdistill.training.keeping import RunKeeper
+from maskdistill.training.resuming import (
+    check_same,
+    find_checkpoint,
+    identity,
+    restore_state,
+    state_content,
+)
 from maskdistill.training.schedules import cosine_with_warmup, linear_by_epoch
 from maskdistill.training.step import (
     StepMetrics,
@@ -40,20 +48,11 @@ from maskdistill.training.step import (
 )
 from maskdistill.views import ViewPolicy
 
-CHECKPOINT = "checkpoint.pt"
-
-# What may differ between a run and its resumption without changing the result.
-_FREE = {"device", "workers", "log_every", "checkpoint_every"}
-
 Evaluate = Callable[[MaskedViT], dict[str, float]]
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient became NaN or infinite, so training was stopped."""
-
-
-class CollapseWarning(UserWarning):
-    """Training goes on but has collapsed."""
+class DamagedCheckpointWarning(UserWarning):
+    """A newer checkpoint could not be used, so training goes on from an older one."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Trainer:
 
     Args:
         config: settings; those left to the data are filled in from it.
-        images: data set of ``(RGB image, label)`` pairs; labels are not used.
+        images: data set of ``(RGB image, label)`` pairs, whose labels are not used; or ``Shards``.
         policy: who sees which mask.
         backbone: a ViT to train instead of ``config.model``; its embeddings must be ``(B, D)``.
         processes: where to compute; by default as ``config.device`` and ``torchrun`` say.
@@ -95,6 +94,7 @@ class Trainer:
         config: with everything filled in.
         transform: cuts an image into crops.
         state: the networks, the objective and the optimiser.
+        agreement: small decisions among the processes.
         step: steps done.
         total_steps: of the whole run.
 
@@ -105,7 +105,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainingConfig,
-        images: Dataset[tuple[Image.Image, int]],
+        images: Dataset[tuple[Image.Image, int]] | Shards,
         policy: ViewPolicy,
         *,
         backbone: nn.Module | None = None,
@@ -114,13 +114,11 @@ class Trainer:
         self.processes = processes or start_processes(config.device)
         self.images = images
         self.policy = policy
-        self._count = len(images)  # type: ignore[arg-type]
-        world = self.processes.world
-        self._per_epoch = steps_per_epoch(self._count, config.batch_size, world)
-        self.config = config.resolved(self._count, world)
+        self.feed = Feed(images, config, self.processes)
+        self._per_epoch = self.feed.steps_per_epoch
+        self.config = config.resolved(self.feed.count, self.processes.world)
         self.total_steps = self.config.total_steps(self._per_epoch)
         self.step = 0
-        self._seconds = 0.0
         assert self.config.local_size is not None
         self.transform = MultiCrop(
             self.config.image_size,
@@ -130,6 +128,7 @@ class Trainer:
             self.config.local_scale,
         )
         self.state = build_state(self.config, policy, self.processes, backbone)
+        self.agreement = Agreement(self.processes)
 
     @property
     def teacher(self) -> MultiCropWrapper:
@@ -142,114 +141,152 @@ class Trainer:
         self,
         out: Path,
         *,
-        resume: bool = False,
+        resume: bool | FoundCheckpoint = False,
         evaluate: Evaluate | None = None,
         evaluate_every: int | None = None,
         progress_bar: bool = True,
     ) -> TrainReport:
         """Train to the end, writing metrics and checkpoints into ``out``.
 
+        SIGINT, SIGTERM and SIGUSR1 let the running step end; then the run is saved and
+        `TrainingInterrupted` is raised, in all processes after the same step. A second SIGINT stops
+        at once. The handlers from before come back when ``fit`` ends.
+
         Args:
-            out: folder for ``metrics.jsonl``, TensorBoard events and ``checkpoint.pt``.
-            resume: go on from ``out/checkpoint.pt``; the result is the uninterrupted run's.
-            evaluate: called with the teacher's backbone, in the main process, at the end and every
-                ``evaluate_every`` steps; its numbers are recorded.
+            out: folder for ``metrics.jsonl``, TensorBoard events and ``checkpoints/``.
+            resume: go on from the newest whole checkpoint in ``out``, or from one that
+                `check_resumable` returned; the result is the uninterrupted run's.
+            evaluate: called with the teacher's backbone, in all processes, at the end and every
+                ``evaluate_every`` steps; the main process's numbers are recorded.
             evaluate_every: steps between two evaluations; None evaluates at the end alone.
             progress_bar: show loss, images/s and the time left.
 
         Raises:
+            TrainingInterrupted: a signal came; a ``KeyboardInterrupt``.
             NonFiniteLossError: the loss or the gradient became NaN or infinite; the last good
                 checkpoint stays.
+            LoaderError: a loader's worker died; the finished steps are saved.
+            CheckpointError: a checkpoint could not be written; earlier ones stay.
             FileExistsError: ``out`` holds a run already and ``resume`` is False.
-            ValueError: a checkpoint that is damaged or belongs to other settings.
+            BlockingIOError: another run is writing into ``out``.
+            ValueError: no checkpoint is whole, or it belongs to other settings.
         """
-        checkpoint = out / CHECKPOINT
-        if resume:
-            self._restore(self.check_resumable(out))
-        elif checkpoint.exists():
-            raise FileExistsError(
-                f"{out} holds a run already. Resume it (--resume), or choose another folder."
-            )
-        config, processes = self.config, self.processes
-        if processes.is_main:
-            out.mkdir(parents=True, exist_ok=True)
-        record = RunRecord(out, self.step) if processes.is_main else None
-        alarm = CollapseAlarm(config.out_dim or 0)
-        bar = tqdm(
-            total=self.total_steps,
-            initial=self.step,
-            unit="step",
-            desc="training",
-            disable=not (processes.is_main and progress_bar),
-            dynamic_ncols=True,
-        )
-        window: list[StepMetrics] = []
+        config, processes, total = self.config, self.processes, self.total_steps
+        alone, on_cpu = processes.world == 1, processes.device.type == "cpu"
         evaluation: dict[str, float] | None = None
-        pace = Pace(config.batch_size * processes.world, self.step, self._seconds)
-        with contextlib.closing(record) if record else contextlib.nullcontext(), bar:
-            for crops in self._loader():
-                window.append(self._run_step(crops))
-                self.step += 1
-                pace.step()
-                bar.update()
-                last = self.step == self.total_steps
-                saving = last or self.step % config.checkpoint_every == 0
-                logging = last or self.step % config.log_every == 0
-                evaluating = last or (evaluate_every and self.step % evaluate_every == 0)
-                if logging or saving or processes.device.type == "cpu":
-                    self._check_finite(window[-1], checkpoint)
-                if logging:
-                    values = self._summarise(window)
-                    window.clear()
-                    values["images_per_second"] = pace.lap()
-                    bar.set_postfix_str(
-                        f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s"
-                    )
-                    if record:
-                        record.write(self.step, values)
-                    warning = alarm.observe(values["loss"], values["feature_spread"])
-                    if warning and processes.is_main:
-                        warnings.warn(f"step {self.step}: {warning}", CollapseWarning, stacklevel=2)
-                if saving and processes.is_main:
-                    self._seconds = pace.seconds
-                    with pace.pause():
-                        save_atomically(self._content(), checkpoint)
-                if evaluating and evaluate and record:
-                    with pace.pause():
-                        evaluation = evaluate(self.teacher.backbone)
-                        record.write(self.step, evaluation)
-        return TrainReport(self.step, pace.images_per_second, pace.seconds, evaluation)
+        metrics: StepMetrics | None = None
+        with contextlib.ExitStack() as stack:
+            self.agreement.by_main(lambda: stack.enter_context(hold_folder(out)))
+            found = self._start(out, resume)
+            keeper = stack.enter_context(
+                RunKeeper(
+                    out, config, processes, self.agreement, found, steps=total, show=progress_bar
+                )
+            )
+            signals = stack.enter_context(SignalWatch(say=processes.is_main))
+            batches = self._batches()
+            try:
+                if found is None:  # a folder that cannot be written to shows at once
+                    keeper.save(self._content())
+                while True:
+                    last = self.step == total
+                    due = last or (evaluate_every and self.step % evaluate_every == 0)
+                    if evaluate and due and self.step:
+                        evaluation = self.agreement.by_main(lambda: keeper.evaluation_at(self.step))
+                        if evaluation is None:
+                            with signals.interruptible(alone), keeper.pace.pause():
+                                evaluation = evaluate(self.teacher.backbone)
+                            keeper.write_evaluation(self.step, evaluation)
+                    if last:
+                        break
+                    try:
+                        with signals.interruptible(alone), deaths_explained(self.feed.workers):
+                            signals.raise_deferred()
+                            crops = next(batches)
+                    except Exception as error:
+                        raise self._data_failure(error, keeper, metrics, signals) from error
 
-    def _loader(self) -> Any:
-        config, processes = self.config, self.processes
-        workers = config.workers
-        if workers is None:
-            workers = min(max((os.cpu_count() or 1) - 1, 0), 8)
-        return crop_loader(
-            CropDataset(self.images, self.transform, config.seed),
-            BatchStream(
-                self._count,
-                config.batch_size,
-                start=self.step,
-                stop=self.total_steps,
-                seed=config.seed,
-                rank=processes.rank,
-                world=processes.world,
-            ),
-            workers=workers,
-            pin_memory=processes.device.type == "cuda",
+                    with signals.undisturbed():
+                        metrics = self._run_step(crops)
+                        self.step += 1
+                        keeper.add(metrics)
+                        stopping = self.agreement.highest(signals.received)
+                        last = self.step == total
+                        saving = stopping or last or self.step % config.checkpoint_every == 0
+                        logging = last or self.step % config.log_every == 0
+                        if logging or saving or on_cpu:
+                            keeper.check_finite(metrics, self.step)
+                        if logging:
+                            keeper.log(self.step, *self._beside_metrics())
+                        if saving:
+                            keeper.save(self._content())
+                    if stopping and keeper.saved:
+                        raise TrainingInterrupted(
+                            stopping, self.step, total, keeper.saved, processes.is_main
+                        )
+                self.agreement.settle()
+            except StopRequest:  # the signal came between two steps
+                saved = self._save_finished(keeper, metrics)
+                raise TrainingInterrupted(signals.received, self.step, total, saved) from None
+            finally:
+                _close(batches)
+                del batches
+        return TrainReport(
+            self.step, keeper.pace.images_per_second, keeper.pace.seconds, evaluation
         )
+
+    def _start(self, out: Path, resume: bool | FoundCheckpoint) -> FoundCheckpoint | None:
+        """Restore what is to be resumed, and refuse to write over a run."""
+        if not resume:
+            if self.agreement.by_main(lambda: bool(checkpoint_files(out))):
+                raise FileExistsError(
+                    f"{out} holds a run already. Resume it (--resume), or choose another folder."
+                )
+            return None
+        found = self.check_resumable(out) if isinstance(resume, bool) else resume
+        if found.skipped and isinstance(resume, bool) and self.processes.is_main:
+            said = found.describe(self.total_steps)
+            warnings.warn(said, DamagedCheckpointWarning, stacklevel=3)
+        restore_state(self.state, found.content)
+        self.step = found.step
+        return found
+
+    def _data_failure(
+        self,
+        error: Exception,
+        keeper: RunKeeper,
+        metrics: StepMetrics | None,
+        signals: SignalWatch,
+    ) -> BaseException:
+        """Save the finished steps, and return what to raise when no next batch comes."""
+        if self.processes.world > 1:  # saving needs the others, who wait for this one's gradient
+            return error
+        saved = self._save_finished(keeper, metrics)
+        if signals.received:  # a scheduler's signal goes to the workers too
+            return TrainingInterrupted(signals.received, self.step, self.total_steps, saved)
+        if not isinstance(error, LoaderError):
+            return error
+        return LoaderError(
+            f"{error} The {self.step} finished steps are saved in {saved}; go on with --resume."
+        )
+
+    def _save_finished(self, keeper: RunKeeper, metrics: StepMetrics | None) -> Path:
+        if metrics:
+            keeper.check_finite(metrics, self.step)
+        return keeper.save(self._content())
+
+    def _batches(self) -> Iterator[Crops]:
+        return self.feed.batches(self.transform, self.step, self.total_steps)
 
     def _run_step(self, crops: Crops) -> StepMetrics:
         device, seed, rank = self.processes.device, self.config.seed, self.processes.rank
-        views = [normalize(crop.to(device, non_blocking=True)) for crop in crops.images]
+        crops = moved(crops, device)
         torch.manual_seed(derive_seed(seed, "drop path", self.step, rank))
         masks = torch.Generator(device).manual_seed(derive_seed(seed, "masks", self.step, rank))
         self.state.student.train()
         return train_step(
-            self.state, views, self.policy, self.settings(self.step), masks,
-            boxes=crops.boxes.to(device, non_blocking=True),
-            flipped=crops.flipped.to(device, non_blocking=True),
+            self.state, [normalize(crop) for crop in crops.images], self.policy,
+            self.settings(self.step), masks, boxes=crops.boxes, flipped=crops.flipped,
         )  # fmt: skip
 
     def settings(self, step: int) -> StepSettings:
@@ -272,6 +309,7 @@ class Trainer:
             clip_grad=c.clip_grad,
             clip_mode=c.clip_mode,
             amp_dtype=self._amp_dtype(),
+            accumulate=c.accumulate,
         )
 
     def _amp_dtype(self) -> torch.dtype | None:
@@ -279,31 +317,10 @@ class Trainer:
         use = self.config.precision == "bfloat16" or (self.config.precision == "auto" and on_gpu)
         return torch.bfloat16 if use else None
 
-    def _check_finite(self, metrics: StepMetrics, checkpoint: Path) -> None:
-        # An infinite gradient spoils the weights before the loss shows it.
-        values = {"loss": float(metrics.loss), "gradient norm": float(metrics.grad_norm)}
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if not bad:
-            return
-        kept = (
-            f"The last good checkpoint is {checkpoint}"
-            if checkpoint.exists()
-            else "No checkpoint had been written yet"
-        )
-        raise NonFiniteLossError(
-            f"the {bad[0]} became {values[bad[0]]} at step {self.step}; training was stopped. "
-            f"{kept}. Try a lower learning rate (--lr), a longer warm-up, or --precision float32."
-        )
-
-    def _summarise(self, window: list[StepMetrics]) -> dict[str, float]:
-        means = torch.stack([torch.stack(metrics) for metrics in window]).mean(dim=0)
-        if self.processes.world > 1:
-            torch.distributed.all_reduce(means)
-            means /= self.processes.world
+    def _beside_metrics(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return what a line of metrics says besides them: before, and after."""
         settings = self.settings(self.step - 1)
-        return {
-            "epoch": (self.step - 1) / self._per_epoch,
-            **dict(zip(StepMetrics._fields, means.tolist(), strict=True)),
+        return {"epoch": (self.step - 1) / self._per_epoch}, {
             "lr": settings.lr,
             "weight_decay": settings.weight_decay,
             "momentum": settings.momentum,
@@ -313,57 +330,30 @@ class Trainer:
     # --- Keeping
 
     def _content(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "seconds": self._seconds,
-            "student": self.state.student_net.state_dict(),
-            "teacher": self.state.teacher.state_dict(),
-            "objective": self.state.objective.state_dict(),
-            "optimizer": self.state.optimizer.state_dict(),
-            **self._identity(),
-        }
+        return {"step": self.step, **state_content(self.state), **self._identity()}
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on with the run that resumes it."""
-        return {
-            "config": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in dataclasses.asdict(self.config).items()
-                if name in {field.name for field in dataclasses.fields(TrainingConfig)}
-            },
-            "policy": repr(self.policy),
-            "images": self._count,
-            "world": self.processes.world,
-        }
+        return identity(
+            self.config, self.policy, self.images, self.feed.count, self.processes.world
+        )
 
-    def check_resumable(self, out: Path) -> dict[str, Any]:
-        """Read the checkpoint in ``out`` and return it, refusing one that this run cannot resume.
+    def check_resumable(self, out: Path) -> FoundCheckpoint:
+        """Return the newest whole checkpoint in ``out``, refusing one this run cannot resume.
+
+        Damaged ones are skipped; ``found.describe(trainer.total_steps)`` says which and why. With
+        several processes all must call it, and all get the same one.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is damaged, or belongs to other settings.
+            ValueError: none is whole, or it belongs to other settings.
         """
-        was, now = load_checkpoint(out / CHECKPOINT), self._identity()
-        changed = [
-            f"{name} was {was['config'].get(name)!r} and is {value!r}"
-            for name, value in now["config"].items()
-            if name not in _FREE and was["config"].get(name) != value
-        ] + [
-            f"{name} was {was[name]!r} and is {now[name]!r}"
-            for name in ("policy", "images", "world")
-            if was[name] != now[name]
-        ]
-        if changed:
-            raise ValueError(
-                "the checkpoint belongs to other settings, with which the run cannot be resumed "
-                f"exactly: {'; '.join(changed)}. Resume with the same settings, or start anew."
-            )
-        return was
+        found = find_checkpoint(out, self.agreement)
+        check_same(found.content, self._identity())
+        return found
 
-    def _restore(self, content: dict[str, Any]) -> None:
-        self.state.student_net.load_state_dict(content["student"])
-        self.state.teacher.load_state_dict(content["teacher"])
-        self.state.objective.load_state_dict(content["objective"])
-        self.state.optimizer.load_state_dict(content["optimizer"])
-        self.step = content["step"]
-        self._seconds = content["seconds"]
+
+def _close(batches: Any) -> None:
+    """End a generator of batches, and with it its workers; a loader's own iterator has no close."""
+    close = getattr(batches, "close", None)
+    if close:
+        close()

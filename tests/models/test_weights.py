@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from maskdistill.job import JobConfig, _save_backbone
 from maskdistill.models import MaskedViT
 from maskdistill.models.weights import LoadedWeights, load_weights
-from maskdistill.training import Trainer
+from maskdistill.training import Trainer, latest_checkpoint
 from tests.models.elsewhere import (
     V2,
     V2R,
@@ -526,7 +526,7 @@ def test_what_is_trained_here_loads_everywhere(build: Any, tmp_path: Path) -> No
     teacher.eval()
     nn.init.normal_(teacher.mask_token)
     config = JobConfig(**{**TINY, "max_steps": 2})
-    _save_backbone(teacher, config, tmp_path / "backbone.safetensors")
+    _save_backbone(teacher.backbone.state_dict(), config, tmp_path / "backbone.safetensors")
     torch.save(teacher.backbone.state_dict(), tmp_path / "backbone.pth")
     x = torch.randn(2, 3, 16, 16)
 
@@ -546,7 +546,7 @@ def test_what_is_trained_here_loads_everywhere(build: Any, tmp_path: Path) -> No
 
     for role, net in (("teacher", trainer.teacher.backbone), ("student", student)):
         wrapped = MaskedViT(fresh())
-        report = load_weights(wrapped, tmp_path / "checkpoint.pt", role=role)
+        report = load_weights(wrapped, latest_checkpoint(tmp_path).path, role=role)
         assert report.layout == "maskdistill"
         assert report.mask_token
         assert torch.equal(wrapped(x), net.eval()(x))

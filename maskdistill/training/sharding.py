@@ -1,0 +1,119 @@
+"""Several processes with one student: whole on each (DDP), or its weights spread over all (FSDP2).
+
+Nothing here is a distributed engine: torch's are called, and what they leave open is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Sharding: TypeAlias = Literal["ddp", "fsdp"]
+"""``ddp``: every process holds all weights, and gradients are averaged. ``fsdp``: weights, moments
+and the teacher's average are spread over the processes (FSDP2, ``fully_shard``)."""
+
+
+def replicate(student: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a student so that its gradients are averaged over the processes."""
+    return DistributedDataParallel(
+        student,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,  # saves a copy of all gradients
+    )
+
+
+def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """Spread a network's weights over all processes, in place, block by block.
+
+    Its parameters are then ``DTensor``; state-dict keys stay.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    for block in blocks:
+        fully_shard(block)
+    # Not the default, which leaves the teacher's weights whole after its forward: no backward
+    # comes to spread them again, and the moving average needs them spread like the student's.
+    fully_shard(network, reshard_after_forward=True)
+
+
+@contextmanager
+def gradients_later(student: Any, later: bool) -> Iterator[None]:
+    """Leave the gradients of a backward inside on their process, to be averaged with the next.
+
+    Args:
+        student: bare, or wrapped by DDP or FSDP2.
+        later: False changes nothing.
+    """
+    delay = getattr(student, "set_requires_gradient_sync", None)
+    if delay is not None:  # FSDP2
+        delay(not later)
+    no_sync = getattr(student, "no_sync", nullcontext)  # DDP
+    with no_sync() if later else nullcontext():
+        yield
+
+
+def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    """Say whether tensors are spread over processes."""
+    return any(hasattr(parameter, "to_local") for parameter in parameters)
+
+
+def local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return this process's part of each tensor; of plain ones all."""
+    return [
+        tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-untyped-call]
+        for tensor in tensors
+    ]
+
+
+def norms_of_all(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the L2 norm of each tensor, over all processes that hold a part of it."""
+    norms = list(torch._foreach_norm(local(tensors)))
+    if not is_sharded(tensors):
+        return norms
+    squares = torch.stack(norms).square()
+    dist.all_reduce(squares)  # one for all tensors
+    return list(squares.sqrt().unbind())
+
+
+def gathered(state: Any) -> Any:
+    """Return a state dict, of networks or optimisers, with every sharded tensor made whole.
+
+    To be called in all processes, which gather tensor by tensor. The result is what one process
+    would have, so a run can go on sharded otherwise.
+    """
+    if isinstance(state, dict):
+        return {key: gathered(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [gathered(value) for value in state]
+    return state.full_tensor() if hasattr(state, "full_tensor") else state
+
+
+def load_gathered(network: nn.Module, state: dict[str, Any]) -> None:
+    """Load a whole state dict into a network, which may be sharded."""
+    mine = network.state_dict()
+    network.load_state_dict({k: _spread(v, mine[k]) if k in mine else v for k, v in state.items()})
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a whole state dict into an optimiser, whose parameters may be sharded."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    states = {
+        index: {k: _spread(v, parameters[index]) for k, v in moments.items()}
+        for index, moments in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": states})
+
+
+def _spread(value: Any, like: Tensor) -> Any:
+    """Return this process's part of a whole tensor, as the other tensor is spread."""
+    if not hasattr(like, "to_local") or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value  # a step count, for example
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]

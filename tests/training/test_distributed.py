@@ -1,0 +1,173 @@
+"""Several processes, or several parts of a batch, make the step of one process.
+
+One pair of gloo processes does everything, since starting them takes longest.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+import maskdistill as md
+from maskdistill.training import Trainer, TrainingConfig, train_step
+from maskdistill.training.distributed import Processes
+from maskdistill.training.resuming import restore_state, state_content
+from maskdistill.training.sharding import gathered, is_sharded
+from tests.training.conftest import TINY, Noise, assert_same, weights
+
+Build = Callable[..., Trainer]
+STEPS = 10
+RUNS: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "ddp, accumulated": {"accumulate": 2},
+    "fsdp": {"sharding": "fsdp"},
+    "fsdp, accumulated": {"sharding": "fsdp", "accumulate": 2},
+    "sinkhorn": {"centering": "sinkhorn_knopp"},
+}
+
+
+def trained(processes: Processes, policy: md.ViewPolicy | None = None, **changes: Any) -> Trainer:
+    """Train for ten steps on eight images a step, over all processes."""
+    settings = {**TINY, "drop_path": 0.0, "epochs": 20, **changes}
+    settings["batch_size"] = 8 // processes.world
+    trainer = Trainer(
+        TrainingConfig(**settings), Noise(), policy or md.ViewPolicy.none(), processes=processes
+    )
+    for step, crops in zip(range(STEPS), trainer._batches(), strict=False):
+        trainer.step = step
+        trainer._run_step(crops)
+    return trainer
+
+
+def everything(trainer: Trainer) -> dict[str, Tensor]:
+    """Return all weights and the centre, gathered from where they are spread."""
+    found: dict[str, Tensor] = gathered(weights(trainer))
+    return found
+
+
+def masks_of(trainer: Trainer) -> list[Tensor]:
+    """Return the masks that a rank draws in two steps."""
+    seen: list[Tensor] = []
+    backbone = trainer.state.student_net.backbone
+    backbone.register_forward_pre_hook(
+        lambda module, inputs: None if inputs[1] is None else seen.append(inputs[1])
+    )
+    for step, crops in zip(range(2), trainer._batches(), strict=False):
+        trainer.step = step
+        trainer._run_step(crops)
+    return seen
+
+
+def work(rank: int, folder: str) -> None:
+    """Do all runs in one of two processes; the first writes down what came out."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    processes = Processes(rank, 2, torch.device("cpu"))
+    for name, changes in RUNS.items():
+        trainer = trained(processes, **changes)
+        found = everything(trainer)
+        if rank == 0:
+            torch.save(found, Path(folder) / f"{name}.pt")
+        if name == "fsdp":
+            resharded(trainer, folder)
+    policy = md.AsymmetricMaskPolicy(md.RandomMasker(0.5))
+    config = TrainingConfig(**{**TINY, "batch_size": 4})
+    for attempt in range(2):
+        trainer = Trainer(config, Noise(), policy, processes=processes)
+        torch.save(masks_of(trainer), Path(folder) / f"masks {rank} {attempt}.pt")
+    dist.destroy_process_group()
+
+
+def resharded(trainer: Trainer, folder: str) -> None:
+    """Load the gathered state of a sharded run into a fresh one, and go on with both."""
+    state = trainer.state
+    assert is_sharded(state.student_net.parameters())
+    assert is_sharded(state.teacher.parameters())
+    # A copy, since the count of steps is one tensor, which both would move.
+    content = copy.deepcopy(state_content(state))
+    assert not is_sharded(content["student"].values())
+    again = Trainer(trainer.config, Noise(), trainer.policy, processes=trainer.processes)
+    restore_state(again.state, content)
+    crops = [torch.randn(4, 3, 16, 16) for _ in range(2)] + [torch.randn(4, 3, 8, 8)]
+    for one in (trainer, again):
+        train_step(one.state, crops, one.policy, one.settings(STEPS))
+    for name, one in (("going on", trainer), ("resumed", again)):
+        found = everything(one)
+        if trainer.processes.rank == 0:
+            torch.save(found, Path(folder) / f"{name}.pt")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("processes")
+    mp.spawn(work, (str(path),), nprocs=2)
+    return path
+
+
+def alone(**changes: Any) -> dict[str, Tensor]:
+    return everything(trained(Processes(0, 1, torch.device("cpu")), **changes))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_make_the_step_of_one(folder: Path, name: str) -> None:
+    one = alone(**{k: v for k, v in RUNS[name].items() if k == "centering"})
+    two = torch.load(folder / f"{name}.pt")
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-5, msg=key)
+
+
+def test_masks_differ_by_rank_and_can_be_repeated(folder: Path) -> None:
+    def masks(rank: int, attempt: int) -> Tensor:
+        return torch.stack(torch.load(folder / f"masks {rank} {attempt}.pt"))
+
+    assert masks(0, 0).shape == (2, 8, 16)
+    assert torch.equal(masks(0, 0), masks(0, 1))
+    assert torch.equal(masks(1, 0), masks(1, 1))
+    assert not torch.equal(masks(0, 0), masks(1, 0))
+    assert not torch.equal(masks(0, 0)[0], masks(0, 0)[1])
+
+
+def test_a_sharded_state_can_be_put_back(folder: Path) -> None:
+    assert_same(torch.load(folder / "resumed.pt"), torch.load(folder / "going on.pt"))
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        md.ViewPolicy.symmetric(md.RandomMasker(md.Uniform(0.1, 0.7))),
+        md.AsymmetricMaskPolicy(md.AttentionGuidedMasker(0.5, temperature=0.1)),
+    ],
+    ids=["random", "attention"],
+)
+def test_parts_of_a_batch_make_its_step(policy: md.ViewPolicy, parts: int) -> None:
+    """Masks, the centre and the average are the whole batch's."""
+    processes = Processes(0, 1, torch.device("cpu"))
+    whole = trained(processes, policy)
+    split = trained(processes, policy, accumulate=parts)
+    for key, value in everything(whole).items():
+        torch.testing.assert_close(everything(split)[key], value, rtol=0, atol=1e-5, msg=key)
+
+
+def test_parts_must_be_equal(build: Build) -> None:
+    with pytest.raises(ValueError, match=r"multiple of accumulate \(3\)"):
+        build(accumulate=3)
+    trainer = build()
+    settings = dataclasses.replace(trainer.settings(0), accumulate=3)
+    crops = [torch.zeros(4, 3, 16, 16)] * 2
+    with pytest.raises(ValueError, match="4 images does not divide into accumulate=3"):
+        train_step(trainer.state, crops, trainer.policy, settings)
+    with pytest.raises(ValueError, match="sharding must be one of"):
+        build(sharding="zero")
