@@ -56,7 +56,7 @@ def build_state(
             bottleneck_dim=config.bottleneck_dim,
             norm_last_layer=config.norm_last_layer,
         )
-    if processes.device.type == "cpu" and config.precision == "bfloat16":
+    if processes.device.type == "cpu" and (config.precision == "bfloat16" or _is_short(vit, config)):
         unfuse_attention(vit)
     student = MultiCropWrapper(vit, head).to(processes.device)
     _check_policy(policy, config, vit)
@@ -83,6 +83,12 @@ def build_state(
         parameter_groups(student, decay_tokens=config.decay_tokens), fused=True
     )
     return TrainState(wrapped, teacher, objective, optimizer)
+
+
+def _is_short(vit: MaskedViT, config: TrainingConfig) -> bool:
+    """Say whether sequences are so short that fused attention is the slower one on a CPU."""
+    rows, columns = vit.grid(config.image_size, config.image_size)
+    return rows * columns <= 128
 
 
 def _check_policy(policy: ViewPolicy, config: TrainingConfig, vit: MaskedViT) -> None:
