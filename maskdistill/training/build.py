@@ -56,7 +56,9 @@ def build_state(
             bottleneck_dim=config.bottleneck_dim,
             norm_last_layer=config.norm_last_layer,
         )
-    if processes.device.type == "cpu" and (config.precision == "bfloat16" or _is_short(vit, config)):
+    if processes.device.type == "cpu" and (
+        config.precision == "bfloat16" or _is_short(vit, config)
+    ):
         unfuse_attention(vit)
     student = MultiCropWrapper(vit, head).to(processes.device)
     _check_policy(policy, config, vit)
@@ -76,7 +78,9 @@ def build_state(
     wrapped: nn.Module = student
     if config.sharding == "fsdp" and processes.world > 1:
         for network in (student, teacher):
-            shard(network, getattr(network.backbone.backbone, "blocks", ()))
+            shard(network)
+        with torch.no_grad():  # FSDP2 must see the whole network before its backbone alone
+            teacher([_empty_image(vit, config.image_size)])
     elif processes.world > 1:
         wrapped = replicate(student, processes.device)
     optimizer = torch.optim.AdamW(

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from maskdistill.models import MultiCropWrapper
+
 Sharding: TypeAlias = Literal["ddp", "fsdp"]
 """``ddp``: every process holds all weights, and gradients are averaged. ``fsdp``: weights, moments
 and the teacher's average are spread over the processes (FSDP2, ``fully_shard``)."""
@@ -28,18 +30,20 @@ def replicate(student: nn.Module, device: torch.device) -> nn.Module:
     )
 
 
-def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
+def shard(network: MultiCropWrapper) -> None:
     """Spread a network's weights over all processes, in place, block by block.
 
-    Its parameters are then ``DTensor``; state-dict keys stay.
+    Its parameters are then ``DTensor``; state-dict keys stay. The backbone can be called alone once
+    the whole network has been.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    for block in blocks:
-        fully_shard(block)
-    # Not the default, which leaves the teacher's weights whole after its forward: no backward
-    # comes to spread them again, and the moving average needs them spread like the student's.
-    fully_shard(network, reshard_after_forward=True)
+    vit = network.backbone
+    for part in (*getattr(vit.backbone, "blocks", ()), vit, network):
+        # Not the default, which leaves the teacher's weights whole after its forward: no backward
+        # comes to spread them again, and the moving average needs them spread like the student's.
+        fully_shard(part, reshard_after_forward=True)
+    register_fsdp_forward_method(vit, "forward_features")
 
 
 @contextmanager

@@ -196,7 +196,8 @@ class Trainer:
                         if evaluation is None:
                             with signals.interruptible(alone), keeper.pace.pause():
                                 evaluation = evaluate(self.teacher.backbone)
-                            keeper.write_evaluation(self.step, evaluation)
+                            if processes.is_main:
+                                keeper.write_evaluation(self.step, evaluation)
                     if last:
                         break
                     try:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +18,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from torch import Tensor
 
 import maskdistill as md
-from maskdistill.training import Trainer, TrainingConfig, train_step
+from maskdistill.job import JobConfig, run_job
+from maskdistill.training import Trainer, TrainingConfig, latest_checkpoint, train_step
 from maskdistill.training.distributed import Processes
 from maskdistill.training.resuming import restore_state, state_content
 from maskdistill.training.sharding import gathered, is_sharded
@@ -86,7 +90,26 @@ def work(rank: int, folder: str) -> None:
     for attempt in range(2):
         trainer = Trainer(config, Noise(), policy, processes=processes)
         torch.save(masks_of(trainer), Path(folder) / f"masks {rank} {attempt}.pt")
+    jobs(rank, folder)
     dist.destroy_process_group()
+
+
+def jobs(rank: int, folder: str) -> None:
+    """Run the main job: attention guides the masks, all judge, and weights may be spread."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    for sharding in ("ddp", "fsdp"):
+        settings = {**TINY, "max_steps": 2, "sharding": sharding, "drop_path": 0.0}
+        run_job(
+            JobConfig(
+                **settings,
+                masker="AttentionGuidedMasker(0.5)",
+                scenes=33,
+                knn_train=22,
+                knn_val=5,  # an odd number, so that the shares differ
+                evaluations=0,
+                out=Path(folder) / sharding,
+            )
+        )
 
 
 def resharded(trainer: Trainer, folder: str) -> None:
@@ -137,6 +160,22 @@ def test_masks_differ_by_rank_and_can_be_repeated(folder: Path) -> None:
     assert torch.equal(masks(1, 0), masks(1, 1))
     assert not torch.equal(masks(0, 0), masks(1, 0))
     assert not torch.equal(masks(0, 0)[0], masks(0, 0)[1])
+
+
+def test_the_job_is_the_same_however_weights_lie(folder: Path) -> None:
+    summaries = [
+        json.loads((folder / name / "summary.json").read_text()) for name in ("ddp", "fsdp")
+    ]
+    ddp, fsdp = (latest_checkpoint(folder / name).content for name in ("ddp", "fsdp"))
+    assert ddp["step"] == fsdp["step"] == 2
+    for role in ("student", "teacher"):
+        assert ddp[role].keys() == fsdp[role].keys()
+        for key, value in ddp[role].items():
+            torch.testing.assert_close(fsdp[role][key], value, rtol=0, atol=1e-5)
+    for key in ("knn", "knn_random_init", "knn_train_images", "processes"):
+        assert summaries[0][key] == summaries[1][key]
+    one, two = (load_file(folder / name / "backbone.safetensors") for name in ("ddp", "fsdp"))
+    assert one.keys() == two.keys()
 
 
 def test_a_sharded_state_can_be_put_back(folder: Path) -> None:
