@@ -35,15 +35,28 @@ def shard(network: MultiCropWrapper) -> None:
 
     Its parameters are then ``DTensor``; state-dict keys stay. The backbone can be called alone once
     the whole network has been.
+
+    Raises:
+        ValueError: on a CPU, where torch is too old for that (2.6).
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     vit = network.backbone
+    if next(network.parameters()).device.type == "cpu" and not can_shard_on_cpu():
+        raise ValueError(
+            f"torch {torch.__version__} cannot spread weights (sharding='fsdp') on CPUs. Take a "
+            "newer torch, GPUs, or sharding='ddp'."
+        )
     for part in (*getattr(vit.backbone, "blocks", ()), vit, network):
         # Not the default, which leaves the teacher's weights whole after its forward: no backward
         # comes to spread them again, and the moving average needs them spread like the student's.
         fully_shard(part, reshard_after_forward=True)
     register_fsdp_forward_method(vit, "forward_features")
+
+
+def can_shard_on_cpu() -> bool:
+    """Say whether this torch has FSDP2 for CPUs."""
+    return hasattr(torch.cpu.Stream, "record_event")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ SAME = [
     ("vit_tiny_patch16_224", {"qk_norm": True, "reg_tokens": 2, "pre_norm": True}),
     ("vit_tiny_patch16_224", {"num_classes": 5}),
     ("vit_tiny_patch16_224", {"global_pool": ""}),
-    ("eva02_tiny_patch14_224", {"global_pool": "token", "use_fc_norm": False}),
+    ("eva02_tiny_patch14_224", {"global_pool": "token"}),
 ]
 OTHER = [
     ("vit_tiny_patch16_224", {"global_pool": "avg"}),
