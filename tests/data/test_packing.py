@@ -12,6 +12,7 @@ import signal
 import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -267,22 +268,27 @@ def test_a_folder_in_the_place(tmp_path: Path) -> None:
         pack(write_class_folders(tmp_path / "data"), tmp_path / "p.npz", overwrite=True)
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """Let no file grow beyond 8 KiB, as on a disk that is full then."""
+    """Let no file grow beyond 8 KiB, as on a disk that is full then.
+
+    Around the call alone: pytest's own output may be a file, and longer than that.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("options", [{}, {"quality": 95}], ids=["pack", "held images"])
-def test_a_full_disk(tmp_path: Path, options: dict[str, int], request: Any) -> None:
+def test_a_full_disk(tmp_path: Path, options: dict[str, int]) -> None:
     for name in ("a", "b"):
         for i in range(3):
             noise(tmp_path / "data" / name / f"{i}.png", (40, 40), seed=i)
-    request.getfixturevalue("small_files")
-    with pytest.raises(OSError, match="no room left while writing .*p.npz.*nothing of it was kept"):
+    message = "no room left while writing .*p.npz.*nothing of it was kept"
+    with pytest.raises(OSError, match=message), small_files():
         pack(tmp_path / "data", tmp_path / "p.npz", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
