@@ -199,16 +199,19 @@ def say(costs: Costs, s: Settings) -> None:
 
 def main(s: Settings) -> None:
     """Measure what can be measured here, and compute the rest."""
-    processes = start_processes()
     torch.set_num_threads(1)
-    alone = Processes(0, 1, processes.device)
+    world = os.environ.pop("WORLD_SIZE", "1")  # alone means that not even the centre is shared
+    alone = start_processes()
     state = build(s, alone)
+    seconds = step_seconds(s, state, alone) if s.step_ms is None else s.step_ms / 1000
+    os.environ["WORLD_SIZE"] = world
+    processes = start_processes()
     parameters = [p for p in state.student.parameters() if p.requires_grad]
     rate, hop = 50e9, 5e-6  # without a peer to measure: one GPU's share of a fast link
     if processes.world > 1:
         rate, hop = fit_all_reduce(s, processes)
     costs = Costs(
-        step=step_seconds(s, state, alone) if s.step_ms is None else s.step_ms / 1000,
+        step=seconds,
         gradients=4.0 * sum(p.numel() for p in parameters),
         centre=4.0 * s.out_dim,
         node_rate=rate if s.node_gbs is None else s.node_gbs * 1e9,

@@ -161,6 +161,7 @@ def variants(s: Settings) -> dict[str, Step]:
         "bfloat16, half of the student's global tokens dropped": ours(s, "bfloat16", drop=0.5),
     }
     if s.compile:
+        steps["float32, compiled"] = ours(s, "float32", compiled=True)
         steps["bfloat16, compiled"] = ours(s, "bfloat16", compiled=True)
     return steps
 

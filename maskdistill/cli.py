@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -116,7 +117,27 @@ _COMMANDS = {"pack": _pack}
 
 
 def _plain_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    from tqdm import tqdm
+
+    tqdm.write(f"warning: {message}", file=sys.stderr)  # above a progress bar, if there is one
+
+
+def _lost_a_peer(error: RuntimeError) -> bool:
+    """Say whether an error is gloo's or NCCL's about a process that is no longer there."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    signs = "Connection closed by peer|Connection reset by peer|Broken pipe|remote process"
+    return re.search(signs, str(error)) is not None
+
+
+def _again(out: Path) -> str:
+    """Return the command that goes on with a run in the same way."""
+    launcher = shlex.quote(os.path.basename(sys.executable))
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        launcher = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', '?')}"
+        if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+            launcher += " (and the other options that torchrun had, on every node)"
+    return f"{launcher} {shlex.quote(sys.argv[0])} --resume --out {shlex.quote(str(out))}"
 
 
 def _tyro() -> Any:
@@ -168,25 +189,35 @@ def train(
             default=_defaults(arguments, scenes, real),
             args=arguments,
         )
-        run_job(config)
+        with warnings.catch_warnings():
+            warnings.showwarning = _plain_warning
+            run_job(config)
     except (NonFiniteLossError, DamagedDataError, LoaderError, CheckpointError) as error:
         print(f"\nstopped: {error}", file=sys.stderr)
         return 1
     except TrainingInterrupted as error:
         if error.is_main:
             print(f"\nstopped: {error}", file=sys.stderr)
-            out = shlex.quote(str(error.checkpoint.parent.parent))
-            print(f"go on with: python {sys.argv[0]} --resume --out {out}", file=sys.stderr)
+            print(f"go on with: {_again(error.checkpoint.parent.parent)}", file=sys.stderr)
         return error.exit_code
+    except RuntimeError as error:
+        if not _lost_a_peer(error):
+            raise
+        print(
+            "\nstopped: another process of this run has died; its own message says why. "
+            "torchrun --max-restarts N starts all of them again.",
+            file=sys.stderr,
+        )
+        return 1
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
-            "\ninterrupted; from its last checkpoint, if it had begun to train, the run goes on "
-            "with --resume --out FOLDER",
+            "\ninterrupted; the same command goes on from its last checkpoint, if there is one, "
+            "with --auto-resume --out FOLDER",
             file=sys.stderr,
         )
         return 130
@@ -198,11 +229,14 @@ def _defaults(arguments: Sequence[str], scenes: JobConfig, real: JobConfig) -> J
 
     A resumed run keeps its own settings, so that ``--resume --out DIR`` says it all.
     """
-    from maskdistill.job import saved_config
+    from maskdistill.job_config import saved_config
+    from maskdistill.training.checkpoint import checkpoint_files
 
     out = _value(arguments, "--out")
     if "--resume" in arguments and out is not None:
-        return saved_config(Path(out))
+        lost = not (Path(out) / "config.json").exists() and checkpoint_files(Path(out))
+        if not lost:  # else all settings must be given again; the checkpoints will compare them
+            return saved_config(Path(out))
     return scenes if _value(arguments, "--data") is _value(arguments, "--shards") is None else real
 
 

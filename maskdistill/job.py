@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import errno
 import inspect
 import json
 import platform
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,98 +25,26 @@ from maskdistill.data import (
     normalize,
     resize_for_evaluation,
 )
+from maskdistill.job_config import JobConfig
 from maskdistill.job_images import open_images
 from maskdistill.judge import JobImages, Judge
 from maskdistill.masking import parse_masker
 from maskdistill.models import backbone_arguments
 from maskdistill.training import Trainer, TrainingConfig
 from maskdistill.training.agreement import Agreement
-from maskdistill.training.checkpoint import FoundCheckpoint, write_durably
-from maskdistill.training.distributed import start_processes
+from maskdistill.training.checkpoint import (
+    CheckpointError,
+    FoundCheckpoint,
+    replace_durably,
+    write_durably,
+)
+from maskdistill.training.distributed import restarts, start_processes
 from maskdistill.training.folder import choose_folder, hold_folder
-from maskdistill.training.records import read_metrics
+from maskdistill.training.records import read_metrics, warnings_kept
 from maskdistill.training.sharding import gathered
 from maskdistill.views import POLICIES, ViewPolicy
 
-PolicyName = Literal[
-    "none", "asymmetric", "symmetric", "student-all-views", "local-only", "teacher-only"
-]
-DataFormat = Literal["auto", "ravi-csv", "vinyals-csv", "imagefolder", "pickle", "parquet", "pack"]
-
-
-@dataclass(frozen=True)
-class JobConfig(TrainingConfig):
-    """Settings of the main job: data, policy and output, and all of the trainer's."""
-
-    data: Path | None = None
-    """Folder or file with mini-ImageNet or other images; None uses the built-in scenes."""
-    data_format: DataFormat = "auto"
-    """Form of the data; auto finds out."""
-    allow_pickle: bool = False
-    """Read pickle caches, with an unpickler that runs no code."""
-    shards: str | None = None
-    """In the place of data: folder, index, pattern or URL of WebDataset shards, which stream."""
-    val_shards: str | None = None
-    """Shards of validation images; None is those of the split val in the folder of shards."""
-    max_damaged: int = 10
-    """Damaged images that are reported and skipped before the run stops."""
-    scenes: int = 5000
-    """Number of built-in scenes to train on, where there is no data."""
-    out: Path | None = None
-    """Folder for everything the run writes; None is a new folder in runs/."""
-    policy: PolicyName = "asymmetric"
-    """Which views are masked, for whom."""
-    masker: str = "RandomMasker(0.3)"
-    """What is hidden, as in Python, for example "BlockMasker(0.4).sometimes(0.5)"."""
-    preset: str | None = None
-    """A published recipe with two global views by name, such as ibot, attmask_high or msn; it says
-    policy, masker and apply, whatever --apply says."""
-    resume: bool = False
-    """Go on from the newest whole checkpoint in the output folder."""
-    auto_resume: bool = False
-    """Go on if the output folder holds a run, else start one: for a scheduler that runs the same
-    command again."""
-    evaluations: int = 5
-    """Number of k-NN evaluations during training, at least 100 steps apart; one more at the end."""
-    knn_train: int = 5000
-    """Most training images that k-NN votes with."""
-    knn_val: int = 2000
-    """Most validation images that k-NN classifies."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("scenes", "knn_train", "knn_val"):
-            self._require(name, getattr(self, name) >= 1, "must be an int >= 1")
-        if self.data is not None and self.shards is not None:
-            raise ValueError("data and shards are two sources of images; give one of them.")
-        if self.val_shards is not None and self.shards is None:
-            raise ValueError("val_shards go with shards, which were not given.")
-        for name in ("evaluations", "max_damaged"):
-            self._require(name, getattr(self, name) >= 0, "must be an int >= 0")
-
-
-def saved_config(out: Path) -> JobConfig:
-    """Return the settings that a run wrote into its folder, ready to resume it.
-
-    Raises:
-        FileNotFoundError: there is no ``config.json``.
-        ValueError: it is damaged, or of another version.
-    """
-    path = out / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no run in {out} to resume: it has no config.json.")
-    try:
-        values = json.loads(path.read_text())
-        for name in ("data", "out"):
-            values[name] = None if values[name] is None else Path(values[name])
-        for name in ("global_scale", "local_scale"):
-            values[name] = tuple(values[name])
-        return JobConfig(**values)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path} cannot be read as the settings of a run ({error}); give them all again "
-            "without it, or start anew."
-        ) from error
+__all__ = ["JobConfig", "run_job"]
 
 
 def run_job(config: JobConfig) -> dict[str, Any]:
@@ -141,12 +70,14 @@ def run_job(config: JobConfig) -> dict[str, Any]:
     config, policy = _recipe(config)
     processes = start_processes(config.device)
     agreement = Agreement(processes)
+    restart = any(count for (count,) in agreement.gather([restarts()]))
     out, resuming = agreement.by_main(
         lambda: choose_folder(
             config.out,
             f"dino-{config.preset or config.policy}-seed{config.seed}",
             resume=config.resume,
             auto_resume=config.auto_resume,
+            restart=restart,
         )
     )
     images, training = open_images(config)
@@ -177,6 +108,8 @@ def run_job(config: JobConfig) -> dict[str, Any]:
         say(found.describe(trainer.total_steps))
     with contextlib.ExitStack() as stack:
         agreement.by_main(lambda: stack.enter_context(hold_folder(out)))
+        stack.enter_context(warnings_kept(out))
+        stack.enter_context(_room_needed(out))
         return _train_and_judge(config, policy, images, trainer, judge, out, found)
 
 
@@ -191,8 +124,10 @@ def _train_and_judge(
 ) -> dict[str, Any]:
     processes = trainer.processes
     say = print if processes.is_main else _say_nothing
-    if processes.is_main:
-        _write_json(out / "config.json", _plain(dataclasses.asdict(trainer.config)))
+    settings = _plain(dataclasses.asdict(trainer.config))
+    if config.data is not None:  # so that the run can be resumed from another folder
+        settings["data"] = str(config.data.absolute())
+    trainer.agreement.by_main(lambda: _write_json(out / "config.json", settings))
     # In all processes: each embeds its share, and sharded weights need all of them.
     start, before = judge.start(trainer.teacher.backbone)
     say(
@@ -247,6 +182,22 @@ def _train_and_judge(
     _write_json(out / "summary.json", summary)
     say(_verdict(summary, out))
     return summary
+
+
+@contextlib.contextmanager
+def _room_needed(out: Path) -> Iterator[None]:
+    """Say of a full disk which folder is meant, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not full or isinstance(error, CheckpointError):
+            raise
+        raise OSError(
+            error.errno,
+            f"no room left while writing into {out} ({error.strerror}). Make room, then run the "
+            "same command with --auto-resume",
+        ) from error
 
 
 def _recipe(config: JobConfig) -> tuple[JobConfig, ViewPolicy]:
@@ -346,7 +297,9 @@ def _save_backbone(weights: dict[str, Tensor], config: TrainingConfig, path: Pat
         config.model, config.image_size, config.patch_size, config.depth, config.local_size
     )
     state = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
-    path.write_bytes(save(state, metadata={"timm.create_model": json.dumps(arguments)}))
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(save(state, metadata={"timm.create_model": json.dumps(arguments)}))
+    replace_durably(temporary, path)
 
 
 def _verdict(summary: dict[str, Any], out: Path) -> str:

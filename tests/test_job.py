@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import runpy
 import signal
 import sys
@@ -381,6 +383,7 @@ def test_data_that_cannot_be_read(
     refused(out, capsys, "--allow-pickle", "--data", str(caches))
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
 def test_damaged_images_stop_the_run_beyond_a_limit(
     tmp_path: Path, folder_of_images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -388,11 +391,15 @@ def test_damaged_images_stop_the_run_beyond_a_limit(
         path = folder_of_images / "cat" / f"{name}.png"
         path.write_bytes(path.read_bytes()[:200])
     data = ("--data", str(folder_of_images), "--out", str(tmp_path / "run"))
-    with pytest.warns(UserWarning, match="cat"):
-        assert run(*data, "--max-damaged", "1") == 1
-    assert "damaged" in capsys.readouterr().err
-    with pytest.warns(UserWarning, match="cat"):
-        assert run(*data[:2], "--out", str(tmp_path / "again"), "--max-damaged", "3") == 0
+    assert run(*data, "--max-damaged", "1") == 1
+    assert "stopped: 2 images are damaged" in capsys.readouterr().err
+    assert run(*data[:2], "--out", str(tmp_path / "again"), "--max-damaged", "3") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "Damaged image" in line]
+    assert len(said) == 3
+    assert all(line.startswith("warning: Damaged image: ") and "cat" in line for line in said)
+    log = (tmp_path / "again" / "warnings.log").read_text().splitlines()
+    assert len(log) == 3
+    assert all(re.match(r"[-\dT:+]{25} DamagedImageWarning: Damaged image: ", line) for line in log)
 
 
 def test_an_output_folder_that_cannot_be_written(
@@ -433,6 +440,70 @@ def test_a_refused_resumption_loses_nothing(
     for path, content in checkpoints.items():
         path.write_bytes(content)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_without_its_settings(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are given again, and compared with those in the checkpoint."""
+    out = tmp_path / "run"
+    with after_step(6, killed):
+        assert run(*WHOLE, "--out", str(out)) == 130
+    (out / "config.json").write_text("{")
+    assert example("--out", str(out), "--resume") == 2
+    assert "Remove it and give all settings again, with --resume" in capsys.readouterr().err
+    (out / "config.json").unlink()
+    assert run("--scenes", "40", "--seed", "1", "--out", str(out), "--resume") == 2
+    assert "seed was 0 and is 1" in capsys.readouterr().err
+    assert run(*WHOLE, "--out", str(out), "--resume") == 0
+    assert_same_run(out, whole)
+
+
+def test_a_run_is_resumed_from_another_folder(
+    tmp_path: Path, folder_of_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder_of_images.parent)
+    data, out = ("--data", folder_of_images.name), ("--out", str(tmp_path / "run"))
+    with after_step(1, lambda: signal.raise_signal(signal.SIGTERM)):
+        assert run(*data, *out, "--max-steps", "2") == 143
+    monkeypatch.chdir(tmp_path)
+    assert example(*out, "--resume") == 0
+
+
+def test_the_command_to_go_on_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["my script.py", "--epochs", "3"])
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3.12")
+    assert cli._again(Path("r")) == "python3.12 'my script.py' --resume --out r"
+    for name, value in {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    said = cli._again(Path("r"))
+    assert said == "torchrun --nproc-per-node 4 'my script.py' --resume --out r"
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert "the other options that torchrun had, on every node" in cli._again(Path("r"))
+
+
+def test_no_room_before_the_first_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    out = tmp_path / "run"
+    assert run("--scenes", "40", "--max-steps", "1", "--out", str(out)) == 2
+    said = capsys.readouterr().err
+    assert f"no room left while writing into {out}" in said
+    assert "--auto-resume" in said
+    monkeypatch.undo()
+    assert run("--scenes", "40", "--max-steps", "1", "--out", str(out), "--auto-resume") == 0
+
+
+def test_a_peer_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]")
+    assert not cli._lost_a_peer(gone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli._lost_a_peer(gone)
+    assert not cli._lost_a_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from maskdistill.data.damage import Damage
 from maskdistill.data.formats.listing import DamagedImageError, ImageStore, decode, encode
 from maskdistill.data.formats.mapped import checksum
+from maskdistill.data.workers import prepare_worker
 
 _BATCH = 32
 _FEW = 512
@@ -158,7 +158,10 @@ def gather(
     Raises:
         DamagedDataError: more images are damaged.
         OSError: a source file cannot be read, or `held` not be written.
+        ValueError: fewer than no workers.
     """
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be None or an int >= 0; got {workers}.")
     hold = recipe.changes or not store.direct
     damage = Damage(len(rows), max_damaged)
     sizes, checks = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.uint32)
@@ -198,7 +201,7 @@ def _run(checker: _Checker, workers: int | None) -> Iterator[_Checked]:
         _BATCH,
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_quiet_worker if workers else None,
     )
     for batch in loader:
         yield from batch
@@ -209,8 +212,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
+def _quiet_worker(worker: int) -> None:
+    prepare_worker(worker)
     # The parent reports damage, once; Pillow's own remarks on odd files are not wanted twice.
     warnings.simplefilter("ignore")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from maskdistill.data.augment import Crops, MultiCrop
 from maskdistill.data.draws import derive_seed, image_keys
 from maskdistill.data.resident import ResidentImages
+from maskdistill.data.workers import prepare_worker
 
 __all__ = [
     "BatchStream",
@@ -64,8 +64,24 @@ class CropDataset(Dataset[Crops]):
             items: ``(epoch, index)`` of each image.
         """
         epochs, indices = torch.tensor(items).unbind(dim=1)
-        images = [self.images[index][0] for _, index in items]
+        images = [_image(self.images[index], index) for _, index in items]
         return self.transform.cut(images, image_keys(self.seed, epochs, indices))
+
+
+def _image(item: Any, index: int) -> Image.Image:
+    """Return the image of an item, refusing what a data set of tensors or without labels gives."""
+    if not isinstance(item, (tuple, list)) or not item or not isinstance(item[0], Image.Image):
+        raise TypeError(
+            f"the data set must give (image, label) pairs with a PIL image; item {index} is "
+            f"{_described(item)}. Wrap it in a Dataset whose items are such pairs."
+        )
+    return item[0]
+
+
+def _described(item: Any) -> str:
+    if isinstance(item, (tuple, list)):
+        return f"({', '.join(type(part).__name__ for part in item)})"
+    return f"of type {type(item).__name__}"
 
 
 class BatchStream(Sampler[list[tuple[int, int]]]):
@@ -143,7 +159,7 @@ def crop_loader(
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=prepare_worker if workers else None,
     )
 
 
@@ -243,10 +259,3 @@ class _Batches(Dataset[Crops]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _one_thread(worker: int) -> None:
-    # Ctrl-C goes to the whole group of processes; the main one decides when the workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Workers that each use all cores for one small image only get in each other's way.
-    torch.set_num_threads(1)

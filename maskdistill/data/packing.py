@@ -9,6 +9,7 @@ memory as a whole. What is written appears under its name only when it is comple
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import zipfile
@@ -131,7 +132,7 @@ def pack(
         classes=len(np.unique(listing.labels[found.rows])),
         bytes=out.stat().st_size,
         damaged=found.damaged,
-        note=_note(listing, division, len(codes) - len(rows)),
+        note=_note(listing, division, len(codes) - len(rows), len(found.damaged)),
     )
 
 
@@ -180,15 +181,28 @@ def pack_shards(
     from maskdistill.data.shards import webdataset
 
     webdataset()  # before the work, not after it
+    if shards < 1:
+        raise ValueError(f"shards must be an int >= 1; got {shards}.")
+    if out.suffix == ".npz":
+        raise ValueError(
+            f"Shards lie in a folder, and {out} is the name of a pack. Choose another name, or "
+            "leave out the shards."
+        )
     check_free(out, overwrite, "folder")
     recipe = Recipe(size, quality)
     _, listing = read_listing(Path(source).expanduser(), format, allow_pickle=allow_pickle)
     division = divide(listing)
     rows = np.sort(np.concatenate([division.train, division.val]))
-    if not 1 <= shards <= len(division.train):
+    if shards > len(division.train):
         raise ValueError(f"{len(division.train)} training images do not fill {shards} shards.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with room(out), tempfile.TemporaryFile(dir=out.parent) as held:
+    # Held from the beginning: of two that write one folder, the second is not to work in vain.
+    with (
+        room(out),
+        appearing_folder(out) as folder,
+        tempfile.TemporaryFile(dir=out.parent) as held,
+    ):
+        check_free(out, overwrite, "folder")  # one may have come, or come back, since
         found = gather(
             listing.store,
             rows,
@@ -199,19 +213,18 @@ def pack_shards(
         )
         check_room(out, int(found.sizes.sum()) + 3072 * len(rows))
         names, numbers = number_classes(listing, rows)
-        with appearing_folder(out) as folder:
-            for name, side in (("train", division.train), ("val", division.val)):
-                mine = np.flatnonzero(np.isin(found.rows, side))
-                count = max(1, round(shards * len(side) / len(division.train)))
-                labels = numbers[listing.labels[found.rows[mine]]]
-                _write_shards(folder, name, found, mine, labels, names, min(count, len(mine)))
+        for name, side in (("train", division.train), ("val", division.val)):
+            mine = np.flatnonzero(np.isin(found.rows, side))
+            count = max(1, round(shards * len(side) / len(division.train)))
+            labels = numbers[listing.labels[found.rows[mine]]]
+            _write_shards(folder, name, found, mine, labels, names, min(count, len(mine)))
     return Packed(
         path=out,
         images=len(found.rows),
         classes=len(names),
         bytes=sum(path.stat().st_size for path in out.iterdir()),
         damaged=found.damaged,
-        note=_note(listing, division, len(listing.labels) - len(rows)),
+        note=_note(listing, division, len(listing.labels) - len(rows), len(found.damaged)),
     )
 
 
@@ -255,9 +268,10 @@ def _check_split(
         )
 
 
-def _note(listing: Listing, division: Division, left_out: int) -> str:
+def _note(listing: Listing, division: Division, left_out: int, damaged: int) -> str:
+    lost = f"that is with the {damaged:,} damaged ones" if damaged else ""
     spare = f"{left_out:,} images of no such split not packed" if left_out else ""
-    return "; ".join(filter(None, (division.how, spare, listing.remark))) + "."
+    return "; ".join(filter(None, (division.how, lost, spare, listing.remark))) + "."
 
 
 # --- writing
@@ -313,17 +327,22 @@ def _write_shards(
         with path.open("wb") as file:
             # A fixed time, so that the same content is the same file.
             writer = webdataset().TarWriter(file, mtime=0, encoder=False)
-            for i in part.tolist():
-                position = int(positions[i])
-                writer.write(
-                    {
-                        "__key__": f"{number:09d}",
-                        found.suffixes[position]: found.read(position),
-                        "cls": str(labels[i]).encode(),
-                    }
-                )
-                number += 1
-            writer.close()
+            try:
+                for i in part.tolist():
+                    position = int(positions[i])
+                    writer.write(
+                        {
+                            "__key__": f"{number:09d}",
+                            found.suffixes[position]: found.read(position),
+                            "cls": str(labels[i]).encode(),
+                        }
+                    )
+                    number += 1
+                writer.close()
+            except BaseException:
+                with contextlib.suppress(AttributeError):
+                    writer.tarstream.fileobj.closed = True  # else its end writes to it once more
+                raise
             to_disk(file)
         entries.append({"url": path.name, "nsamples": len(part), "filesize": path.stat().st_size})
     index = {

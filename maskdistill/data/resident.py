@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from maskdistill.data.augment import Crops, MultiCrop, as_pixels
+from maskdistill.data.workers import prepare_worker
 
 _SAMPLE = 64  # images looked at to estimate the size of all
 _BATCH = 64  # images decoded together
@@ -76,7 +77,11 @@ class ResidentImages:
         self._check(estimate, f"{count:,} images, {like}")
         self._pixels = torch.empty(estimate // 3, 3, dtype=torch.uint8, device=self.device)
         loader: DataLoader[Any] = DataLoader(
-            _Decoded(images), _BATCH, num_workers=workers, collate_fn=_end_to_end
+            _Decoded(images),
+            _BATCH,
+            num_workers=workers,
+            collate_fn=_end_to_end,
+            worker_init_fn=prepare_worker if workers else None,
         )
         sizes, used = [], 0
         with tqdm(

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskdistill.data.damage import Damage
+from maskdistill.data.damage import Damage, DamagedDataError
 from maskdistill.data.formats.listing import IMAGE_SUFFIXES, Listing, decode, number_names
 from maskdistill.data.gathering import progress
 from maskdistill.data.sources import ImageDataset
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EncodedImage", "ShardError", "Shards", "open_shards", "webdataset"]
 
-_TAR_ENDS = (".tar", ".tar.gz", ".tgz")
+_LOST, _LEFT = "it is not in its shard, which is damaged or ends early", "It is left out"
 
 
 class ShardError(OSError):
@@ -133,35 +133,40 @@ class Shards:
             >>> image, label = val[0]  # doctest: +SKIP
 
         Args:
-            limit: at most so many, the first ones; None takes all.
+            limit: at most so many, the first ones; None takes all. Lost ones are left out.
 
         Raises:
             ShardError: a shard cannot be read.
+            DamagedDataError: more than `max_damaged` images are lost, or all.
         """
         wanted = len(self) if limit is None else min(limit, len(self))
-        found: list[EncodedImage | None] = []
-        places: list[str] = []
+        damage = Damage(wanted, self.max_damaged)
+        found, places, rows = list[EncodedImage](), list[str](), list[int]()
         for url, count in progress(
             zip(self.urls, self.counts.tolist(), strict=True), len(self.urls), "loading", "shard"
         ):
             part = range(min(count, wanted - len(found)))
-            if not part:
-                break
             there = {image.position: image for image in read_shard(url, part)}
-            found += [there.get(position) for position in part]
-            places += [place(url, position) for position in part]
-        images = [b"" if image is None else image.data for image in found]
-        labels = np.array([-1 if image is None else image.label for image in found], np.int64)
+            for position in part:
+                places.append(place(url, position))
+                if position in there:
+                    rows.append(len(found))
+                else:
+                    damage.record(len(found), places[-1], _LOST, outcome=_LEFT, stacklevel=3)
+                found.append(there.get(position, EncodedImage(position, b"", -1)))
+        if wanted and not rows:
+            raise DamagedDataError(f"None of the {wanted:,} images is readable: {places[0]}, ...")
+        labels = np.array([image.label for image in found], np.int64)
         present = labels.max(initial=-1) + 1
         listing = Listing(
-            store=_MemoryStore(images, places),
+            store=_MemoryStore([image.data for image in found], places),
             names=places,
             labels=labels,
             classes=self.classes or number_names(int(present)),
             splits=np.full(len(labels), ""),
         )
-        damage = Damage(len(labels), self.max_damaged)
-        return ImageDataset(listing, np.arange(len(labels)), labels, damage)
+        kept = np.array(rows, np.int64)
+        return ImageDataset(listing, kept, labels[kept], damage)
 
 
 class _MemoryStore:

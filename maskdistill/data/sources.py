@@ -220,7 +220,9 @@ def _unrecognised(path: Path) -> str:
     if path.is_dir():
         lines.append(f"and found: {contents(path)}.")
         if any(path.glob("*.tar")):
-            lines.append("Tar files are read by maskdistill.data.shards.open_shards, as a stream.")
+            lines.append(
+                "Tar files stream: give the folder as --shards, or to maskdistill.data.open_shards."
+            )
         if inside := _forms_inside(path):
             lines.append(f"Did you mean {' or '.join(inside)}?")
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from maskdistill.data.draws import image_keys
 from maskdistill.data.formats.listing import DamagedImageError, decode
 from maskdistill.data.loading import derive_seed
 from maskdistill.data.shards import EncodedImage, Shards, place, read_shard
+from maskdistill.data.workers import prepare_worker
 
 __all__ = ["CutCrops", "ShardSample", "ShardStream"]
 
@@ -201,7 +202,7 @@ class ShardStream(IterableDataset[Any]):
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=pin_memory,
-            worker_init_fn=_one_thread if workers else None,
+            worker_init_fn=prepare_worker if workers else None,
         )
 
     # --- the order
@@ -291,7 +292,10 @@ class ShardStream(IterableDataset[Any]):
         found = [self._image(index, image) for index, image in batch]
         if not any(found):
             raise DamagedDataError(
-                f"No image of a batch is readable; one is {self._place(batch[0][0])}."
+                f"no image of a batch of {len(batch)} is readable; the first is "
+                f"{self._place(batch[0][0])}. The images of a batch lie close together, so this "
+                "shard is cut short or damaged over a length; max_damaged does not help there. Get "
+                "the shard again, then go on with --resume."
             )
         samples = []
         for i, (index, _) in enumerate(batch):
@@ -316,7 +320,3 @@ class ShardStream(IterableDataset[Any]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch  # by default, the loader turns tuples into lists and arrays into tensors
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -50,20 +51,52 @@ def appearing(out: Path) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def appearing_folder(out: Path) -> Iterator[Path]:
     """Make a folder that gets its name when all in it is written, or else goes."""
-    partial, old = _partial(out), out.with_name(out.name + ".old")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        _folder_to_disk(partial)
-        if out.exists():
-            os.replace(out, old)
-        os.replace(partial, out)
-    except BaseException:
+    # Not ".old", which is what people call a copy that they want to keep.
+    partial, replaced = _partial(out), out.with_name(out.name + ".replaced")
+    with _held(out):
+        # What a killed run left: in its way, this one would fail after all its work.
+        _settle(out, replaced)
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    _folder_to_disk(out.parent)
+        partial.mkdir()
+        try:
+            yield partial
+            _folder_to_disk(partial)
+            if out.exists():
+                os.replace(out, replaced)
+            os.replace(partial, out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):  # what went wrong first is what to tell
+                _settle(out, replaced)
+            raise
+        with contextlib.suppress(OSError):
+            _settle(out, replaced)
+        _folder_to_disk(out.parent)
+
+
+def _settle(out: Path, replaced: Path) -> None:
+    """Remove a folder that was replaced, or put it back if nothing came in its place."""
+    if not os.path.lexists(replaced):
+        return
+    if not out.exists():  # a kill came in between, and there is no other copy
+        os.replace(replaced, out)
+    elif replaced.is_symlink():
+        replaced.unlink()
+    else:
+        shutil.rmtree(replaced)
+
+
+@contextlib.contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Keep other processes from writing the same folder; the lock's file goes with the lock."""
+    path = out.with_name(out.name + ".partial.lock")
+    with path.open("ab") as lock:
+        _lock(lock, out)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _lock(file: BinaryIO, out: Path) -> None:
@@ -73,8 +106,20 @@ def _lock(file: BinaryIO, out: Path) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise FileExistsError(f"Another process is writing {out} right now.") from None
+        # Who held it may have ended since it was opened, and another may hold a new file.
+        mine = os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except (BlockingIOError, FileNotFoundError):
+        mine = False
+    except OSError as error:  # such as on a Lustre that is mounted without locks
+        warnings.warn(
+            f"{out} lies on a file system without locks ({error.strerror}): nothing keeps a second "
+            "process from writing there.",
+            UserWarning,
+            stacklevel=5,
+        )
+        return
+    if not mine:
+        raise FileExistsError(f"Another process is writing {out} right now.")
 
 
 def to_disk(file: IO[Any]) -> None:

@@ -196,7 +196,9 @@ class MaskedViT(Transparent):
         meaningless to a hook of your own.
         """
         backbone: Any = self.backbone
-        self._request.class_only = class_only
+        # Checkpointed blocks run again in the backward pass, and must then do the same.
+        again = torch.is_grad_enabled() and getattr(backbone, "grad_checkpointing", False)
+        self._request.class_only = class_only and not again
         try:
             if getattr(backbone, "num_classes", 0) and hasattr(backbone, "forward_head"):
                 tokens = self.forward_features(images, mask, visible=visible, **arguments)

@@ -100,8 +100,8 @@ def backbone_arguments(
     small = "smaller ones" if local_size is None else f"{local_size}x{local_size}"
     raise ValueError(
         f"{name} cannot be built for images of {image_size}x{image_size} and {small} in patches of "
-        f"{patch_size}: {error} Models of timm's VisionTransformer and Eva families can; "
-        "maskdistill.supported_models() says what each takes."
+        f"{patch_size}: {str(error).rstrip('.')}. Models of timm's VisionTransformer and Eva "
+        "families can; maskdistill.supported_models() says what each takes."
     ) from error
 
 

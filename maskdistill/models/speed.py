@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from maskdistill.models.probing import has_class_token
@@ -84,7 +85,10 @@ def compile_blocks(model: Any, **how: Any) -> None:
     """Compile each block of a model for itself, in place; the keys of its state stay.
 
     Blocks of one kind share their code, so this takes a fraction of the time that compiling the
-    whole model does.
+    whole model does. Drop path is replaced by one that keeps its probability in a tensor: blocks
+    that differ in a plain number are compiled one by one, and after eight torch gives up. A block
+    with hooks inside, such as the last one, stays as it is: torch does not look at hooks when it
+    decides whether code may be shared.
 
     Raises:
         ValueError: a model without a list of blocks.
@@ -95,4 +99,40 @@ def compile_blocks(model: Any, **how: Any) -> None:
             f"{type(model).__name__} has no list of blocks to compile. Leave out --compile."
         )
     for block in blocks:
+        if any(part._forward_hooks or part._forward_pre_hooks for part in block.modules()):
+            continue
+        for name in _DROP_PATHS:
+            drop: Any = getattr(block, name, None)
+            if type(drop).__name__ in ("DropPath", "Identity"):
+                setattr(block, name, _SharedDropPath(drop, next(block.parameters())))
         block.compile(**how)
+
+
+_DROP_PATHS = ("drop_path", "drop_path1", "drop_path2")
+
+
+class _SharedDropPath(nn.Module):
+    """Drop path that does not tell a block from another: timm's own, or none.
+
+    Args:
+        own: timm's ``DropPath``, or the ``Identity`` that stands for a probability of 0.
+        like: a tensor on the block's device.
+    """
+
+    keep: Tensor
+
+    def __init__(self, own: nn.Module, like: Tensor) -> None:
+        super().__init__()
+        self.train(own.training)
+        probability = float(getattr(own, "drop_prob", None) or 0.0)
+        self.scaled = bool(getattr(own, "scale_by_keep", True))
+        keep = torch.tensor(1 - probability, dtype=torch.float32, device=like.device)
+        self.register_buffer("keep", keep, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Leave out the residual of some samples, ``(B, ...)``, while training."""
+        if not self.training:
+            return x
+        drawn = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device)
+        kept = (drawn < self.keep).to(x.dtype)
+        return x * (kept / self.keep.to(x.dtype)) if self.scaled else x * kept

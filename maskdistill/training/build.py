@@ -65,6 +65,10 @@ def build_state(
     if vit.mask_token is not None and not policy.masks_student:
         # Without a gradient it would stop data parallelism.
         vit.mask_token.requires_grad_(False)
+    for parameter in classifier_parameters(
+        backbone
+    ):  # nor has it one: it lies behind the embedding
+        parameter.requires_grad_(False)
     objective = DINOLoss(
         config.out_dim,
         student_temp=config.student_temp,
@@ -87,6 +91,14 @@ def build_state(
         parameter_groups(student, decay_tokens=config.decay_tokens), fused=True
     )
     return TrainState(wrapped, teacher, objective, optimizer)
+
+
+def classifier_parameters(backbone: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a timm model's classifier, or classifiers."""
+    find = getattr(backbone, "get_classifier", None)
+    found = find() if callable(find) else ()
+    heads = found if isinstance(found, (tuple, list)) else (found,)
+    return [p for head in heads if isinstance(head, nn.Module) for p in head.parameters()]
 
 
 def _is_short(vit: MaskedViT, config: TrainingConfig) -> bool:

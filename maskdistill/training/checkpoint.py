@@ -49,7 +49,9 @@ class FoundCheckpoint(NamedTuple):
         return "; ".join((taken, *self.skipped))
 
 
-def save_checkpoint(content: dict[str, Any], out: Path, *, keep: int = 3) -> Path:
+def save_checkpoint(
+    content: dict[str, Any], out: Path, *, keep: int = 3, milestone_every: int | None = None
+) -> Path:
     """Write ``out/checkpoints/step-<step>-<checksum>.pt``, then remove all but the last few.
 
     The content goes to a temporary file in the same folder, which is flushed to the disk and then
@@ -63,12 +65,14 @@ def save_checkpoint(content: dict[str, Any], out: Path, *, keep: int = 3) -> Pat
         content: tensors and plain values; ``content["step"]`` is the number of steps done.
         out: folder of the run.
         keep: number of checkpoints to keep, at least 1.
+        milestone_every: keep those of every so many steps besides, for good.
 
     Returns:
         Where it is.
 
     Raises:
         CheckpointError: it could not be written, such as on a full disk.
+        TypeError: the content holds objects that ``weights_only`` would not read again.
     """
     folder, step = out / FOLDER, content["step"]
     temporary = folder / f"step-{step:08d}.pt.tmp"
@@ -80,6 +84,7 @@ def save_checkpoint(content: dict[str, Any], out: Path, *, keep: int = 3) -> Pat
             torch.save({"format": FORMAT, **content}, cast(IO[bytes], hashing))
             file.flush()
             os.fsync(file.fileno())
+        _check_readable(temporary)
         path = folder / f"step-{step:08d}-{hashing.checksum}.pt"
         replace_durably(temporary, path)
     except (OSError, RuntimeError) as error:
@@ -92,8 +97,19 @@ def save_checkpoint(content: dict[str, Any], out: Path, *, keep: int = 3) -> Pat
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    _remove_old(out, path, step, keep)
+    _remove_old(out, path, step, keep, milestone_every)
     return path
+
+
+def _check_readable(path: Path) -> None:
+    """Refuse a file that could never be read again; this reads no tensors."""
+    classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if classes:
+        raise TypeError(
+            f"a checkpoint holds tensors and plain values, but this one would hold "
+            f"{', '.join(sorted(classes))}, which reading without running code does not allow. "
+            "Turn such values into tensors or plain numbers before they reach the trainer."
+        )
 
 
 def checkpoint_files(out: Path) -> list[Path]:
@@ -155,6 +171,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError("its checksum does not match (truncated or damaged)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:  # the file is whole
+        raise
     except Exception as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise ValueError(
@@ -246,11 +264,25 @@ def not_written(cause: OSError, what: str, out: Path) -> CheckpointError:
     return error
 
 
-def _remove_old(out: Path, new: Path, step: int, keep: int) -> None:
+def _remove_old(out: Path, new: Path, step: int, keep: int, milestone_every: int | None) -> None:
     files = [path for path in checkpoint_files(out) if path.is_file() and path != new]
-    # What lies at this step or beyond was passed over as damaged when the run resumed before it.
-    passed = [path for path in files if int(path.name.split("-")[1]) >= step]
-    older = [path for path in files if path not in passed]
-    for path in passed + older[keep - 1 :]:
+    # What lies beyond was passed over when the run resumed before it. Of damaged files nothing is
+    # left; another may have been out of reach for a moment, and is kept.
+    at = {path: int(path.name.split("-")[1]) for path in files}
+    older = [path for path in files if at[path] < step]
+    replaced = [path for path in files if at[path] == step]
+    damaged = [path for path in files if at[path] > step and _is_damaged(path)]
+    too_many = [
+        path for path in older[keep - 1 :] if not milestone_every or at[path] % milestone_every
+    ]
+    for path in replaced + damaged + too_many:
         with contextlib.suppress(OSError):  # one file too many harms nobody
             path.unlink()
+
+
+def _is_damaged(path: Path) -> bool:
+    name = _NAME.fullmatch(path.name)
+    try:
+        return name is not None and _checksum(path) != name[2]
+    except OSError:
+        return False

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from maskdistill.applying import Application
 from maskdistill.objectives import Centering
@@ -14,6 +16,17 @@ from maskdistill.training.sharding import Sharding
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Views = Literal["auto", "workers", "device"]
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,),
+}  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 @dataclass(frozen=True)
@@ -112,23 +125,40 @@ class TrainingConfig:
     sharding: Sharding = "ddp"
     """With several processes: ddp has all weights on each, fsdp spreads them over all (FSDP2)."""
     workers: int | None = None
-    """Loader processes; None is all cores but one, at most 8."""
+    """Loader processes; None is the process's share of the cores but one, at most 8."""
     views: Views = "auto"
     """Where crops are cut: by loader workers, or on the device, where all images then lie decoded;
-    auto is the device if it is a GPU and they fit in half of its free memory."""
+    auto is the device if it is a GPU and they fit in a quarter of its free memory."""
     log_every: int = 10
     """Steps between two lines of metrics; the only times the host waits for an accelerator."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
     keep_checkpoints: int = 3
     """Number of checkpoints to keep; older ones are removed when a new one is in place."""
+    milestone_every: int | None = None
+    """Steps between checkpoints that are kept for good; a multiple of checkpoint_every."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            # NumPy's numbers, as np.logspace gives them: a checkpoint may not hold their classes.
+            plain = _plain(getattr(self, field.name))
+            object.__setattr__(self, field.name, plain)
+            wanted = str(field.type)
+            kinds = _KINDS.get(wanted.removesuffix(" | None"))
+            missing = plain is None and wanted.endswith("None")
+            if (
+                kinds
+                and not missing
+                and (
+                    not isinstance(plain, kinds) or (isinstance(plain, bool) and bool not in kinds)
+                )
+            ):
+                raise TypeError(f"{field.name} must be of type {wanted}; got {plain!r}.")
         for name in ("image_size", "patch_size", "epochs", "batch_size", "accumulate", "log_every",
                      "checkpoint_every", "keep_checkpoints", "hidden_dim",
                      "bottleneck_dim"):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "must be an int >= 1")
-        for name in ("depth", "local_size", "max_steps", "out_dim"):
+        for name in ("depth", "local_size", "max_steps", "out_dim", "milestone_every"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "must be None or an int >= 1")
         for name in ("student_temp", "teacher_temp", "warmup_teacher_temp", "lr"):
@@ -155,6 +185,12 @@ class TrainingConfig:
                     f"patches divide the image; got {value}."
                 )
 
+        if self.milestone_every is not None and self.milestone_every % self.checkpoint_every:
+            raise ValueError(
+                f"milestone_every must be a multiple of checkpoint_every "
+                f"({self.checkpoint_every}), since only checkpoints can be kept; got "
+                f"{self.milestone_every}."
+            )
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size must be a multiple of accumulate ({self.accumulate}), so that its "

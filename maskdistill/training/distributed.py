@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
+
+# Torch's own switch. By default the processes meet in the store of torchrun's agents.
+_OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,36 @@ def start_processes(device: str = "auto") -> Processes:
 
 def _join(backend: str) -> None:
     store, rank, world = next(rendezvous("env://"))
-    # After a restart, torchrun's store still has the keys of those who died.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    own = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=own, rank=rank, world_size=world)
+    if not _store_of_its_own():
+        if _nodes() > 1 and rank == 0 and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+            warnings.warn(
+                f"several nodes find each other again after a restart only if {_OWN_STORE}=1 was "
+                "set for torchrun on each of them.",
+                UserWarning,
+                stacklevel=3,
+            )
+        # After a restart, torchrun's store still has the keys of those who died.
+        attempt = f"attempt {restarts()}"
+        store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def restarts() -> int:
+    """Return how often ``torchrun --max-restarts`` started this process anew.
+
+    Each node counts by itself: one whose processes were stopped because another node's had died
+    does not call that a restart.
+    """
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def _store_of_its_own() -> bool:
+    """Say whether the processes of each attempt meet in a store that is new."""
+    return os.environ.get(_OWN_STORE) == "1"
+
+
+def _nodes() -> int:
+    return int(os.environ.get("GROUP_WORLD_SIZE", 1))
 
 
 def _device(name: str, local_rank: int) -> torch.device:
@@ -59,10 +89,8 @@ def _device(name: str, local_rank: int) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device must be auto, cpu, cuda or cuda:N; got {name!r} ({error})."
-        ) from None
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N; got {name!r}.") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {name!r} was asked for, but there is no CUDA device here.")

@@ -9,11 +9,17 @@ from typing import Any
 import torch
 
 from maskdistill.data.augment import Crops, MultiCrop
+from maskdistill.data.gathering import cores
 from maskdistill.data.loading import BatchStream, crop_batches, deaths_explained, steps_per_epoch
-from maskdistill.data.resident import DoesNotFitError, ResidentImages
+from maskdistill.data.resident import DoesNotFitError, ResidentImages, free_memory
 from maskdistill.data.shards import Shards
+from maskdistill.training.agreement import Agreement
 from maskdistill.training.config import TrainingConfig
 from maskdistill.training.distributed import Processes
+
+_SHARE = 0.25
+"""Of the memory that is free before the first step, when neither activations nor the optimiser's
+moments are there yet: what images may take that nobody asked to have on the device."""
 
 
 class Feed:
@@ -23,6 +29,7 @@ class Feed:
         images: a data set of ``(RGB image, label)`` pairs, or ``Shards``.
         config: of the run; ``config.views`` says where crops are cut.
         processes: of the run.
+        agreement: among the processes.
 
     Attributes:
         count: images in the data.
@@ -33,8 +40,11 @@ class Feed:
             device.
     """
 
-    def __init__(self, images: Any, config: TrainingConfig, processes: Processes) -> None:
+    def __init__(
+        self, images: Any, config: TrainingConfig, processes: Processes, agreement: Agreement
+    ) -> None:
         self.images, self.config, self.processes = images, config, processes
+        self._agreement = agreement
         self.count = len(images)
         self._resident: ResidentImages | None = None
         if isinstance(images, Shards):
@@ -49,21 +59,28 @@ class Feed:
 
     @property
     def workers(self) -> int:
-        """Loader processes: as set, else all cores but one, shared by the processes here."""
+        """Loader processes: as set, else all cores it may use but one, shared out here."""
         if self.config.workers is not None:
             return self.config.workers
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return min(max((os.cpu_count() or 1) // here - 1, 0), 8)
+        return min(max(cores() // here - 1, 0), 8)
 
     def batches(self, transform: MultiCrop, start: int, stop: int) -> Iterator[Crops]:
         """Yield the crops of the steps from ``start`` up to but without ``stop``.
 
+        Nothing is read before the first step is asked for, which all processes must do alike.
+
         Raises:
             LoaderError: while iterating: a worker died.
+            DoesNotFitError: while iterating: the device has no room for ``views="device"``.
         """
-        device = self.processes.device
         if isinstance(self.images, Shards):
             return self._from_shards(transform, start, stop)
+        return self._from_images(transform, start, stop)
+
+    def _from_images(self, transform: MultiCrop, start: int, stop: int) -> Iterator[Crops]:
+        if start >= stop:  # nothing is decoded for a run that is finished
+            return
         stream = BatchStream(
             self.count,
             self.config.batch_size,
@@ -73,15 +90,13 @@ class Feed:
             rank=self.processes.rank,
             world=self.processes.world,
         )
-        return iter(
-            crop_batches(
-                self._resident_images() or self.images,
-                transform,
-                stream,
-                seed=self.config.seed,
-                workers=self.workers,
-                device=device,
-            )
+        yield from crop_batches(
+            self._resident_images() or self.images,
+            transform,
+            stream,
+            seed=self.config.seed,
+            workers=self.workers,
+            device=self.processes.device,
         )
 
     def _resident_images(self) -> ResidentImages | None:
@@ -90,18 +105,28 @@ class Feed:
         if views == "workers" or (views == "auto" and device.type != "cuda"):
             return None
         if self._resident is None:
+            limit = self._careful_limit() if views == "auto" else None
             try:
                 with deaths_explained(self.workers):
                     self._resident = ResidentImages(
                         self.images,
                         device,
                         workers=self.workers,
+                        limit=limit,
                         progress_bar=self.processes.is_main,
                     )
             except DoesNotFitError:
                 if views == "device":
                     raise
         return self._resident
+
+    def _careful_limit(self) -> int:
+        """Return how many bytes images may take by themselves: on the fullest device, for all.
+
+        Crops cut on a CPU differ by a grey level or two, so no process cuts alone there.
+        """
+        free = self._agreement.gather([free_memory(self.processes.device) or 0])
+        return int(min(theirs for (theirs,) in free) * _SHARE)
 
     def _shard_stream(self, start: int, stop: int) -> Any:
         return self.images.stream(

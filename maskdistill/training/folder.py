@@ -109,13 +109,13 @@ def launch() -> str | None:
     return f"{run_id} {platform.node()} {agent} {since}"
 
 
-def is_restart() -> bool:
-    """Say whether ``torchrun --max-restarts`` started this process in place of a dead one."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
 def choose_folder(
-    out: Path | None, name: str, *, resume: bool = False, auto_resume: bool = False
+    out: Path | None,
+    name: str,
+    *,
+    resume: bool = False,
+    auto_resume: bool = False,
+    restart: bool = False,
 ) -> tuple[Path, bool]:
     """Return the folder to write to, and whether to go on with the run in it; write nothing.
 
@@ -127,7 +127,8 @@ def choose_folder(
             that this run had begun.
         name: of a new folder; a number is added if there is one of that name.
         resume: go on with the run there, which must be.
-        auto_resume: go on if there is one. A restart by ``torchrun`` implies it.
+        auto_resume: go on if there is one.
+        restart: ``torchrun --max-restarts`` started the run anew, which implies ``auto_resume``.
 
     Raises:
         FileExistsError: it holds a run, which is not to be resumed.
@@ -135,7 +136,6 @@ def choose_folder(
         BlockingIOError: another run is writing there.
         ValueError: it cannot be written to, or a run to resume was not named.
     """
-    restart = is_restart()
     if out is None:
         if resume or auto_resume:
             option = "--resume" if resume else "--auto-resume"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,9 @@ from maskdistill.training.config import TrainingConfig
 from maskdistill.training.distributed import Processes
 from maskdistill.training.records import CollapseAlarm, MetricsWindow, Pace, RunRecord
 from maskdistill.training.step import StepMetrics
+
+LINES_EVERY = 30.0
+"""Seconds between two lines about the progress where there is no terminal to show a bar on."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -58,9 +62,8 @@ class RunKeeper:
     ) -> None:
         self.out, self.saved = out, found.path if found else None
         self._saved_step = found.step if found else -1
-        self._keep, self._agreement, self._is_main = (
-            config.keep_checkpoints, agreement, processes.is_main,
-        )  # fmt: skip
+        self._keep, self._milestones = config.keep_checkpoints, config.milestone_every
+        self._agreement, self._is_main = agreement, processes.is_main
         content: dict[str, Any] = found.content if found else {}
         step = content.get("step", 0)
         self._record: RunRecord | None = None
@@ -74,9 +77,12 @@ class RunKeeper:
             initial=step,
             unit="step",
             desc="training",
-            disable=not (self._is_main and show),
+            # None shows it on a terminal alone: a file would get a line without an end.
+            disable=None if self._is_main and show else True,
             dynamic_ncols=True,
         )
+        self._lines = self._is_main and show and self._bar.disable
+        self._total, self._said = steps, time.monotonic()
 
     def _open(self, step: int) -> None:
         remove_unfinished(self.out)
@@ -139,6 +145,13 @@ class RunKeeper:
         self._bar.set_postfix_str(
             f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s"
         )
+        if self._lines and (step == self._total or time.monotonic() - self._said >= LINES_EVERY):
+            self._said = time.monotonic()
+            print(
+                f"step {step} of {self._total}: loss {values['loss']:.3f}, "
+                f"{values['images_per_second']:.0f} images/s",
+                flush=True,
+            )
         self._agreement.by_main(lambda: self._write_line(step, values))
         warning = self._alarm.observe(values["loss"], values["feature_spread"])
         if warning and self._is_main:
@@ -161,15 +174,19 @@ class RunKeeper:
     def _write(self, content: dict[str, Any]) -> Path:
         if self._record:
             self._record.sync()
-        return save_checkpoint(content, self.out, keep=self._keep)
+        return save_checkpoint(content, self.out, keep=self._keep, milestone_every=self._milestones)
 
     def evaluation_at(self, step: int) -> dict[str, float] | None:
         """Return the evaluation that the run made at this step before it was resumed, if any."""
         return self._record.evaluation_at(step) if self._record else None
 
     def write_evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Write a line with what an evaluation found; the main process alone calls it."""
-        self._write_line(step, values)
+        """Write a line with what an evaluation found, the main process's numbers.
+
+        Raises:
+            CheckpointError: in all processes, if it could not be written.
+        """
+        self._agreement.by_main(lambda: self._write_line(step, values))
 
     def _write_line(self, step: int, values: dict[str, float]) -> None:
         assert self._record, "only the main process writes"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,30 @@ from torch import Tensor
 from maskdistill.training.checkpoint import write_durably
 
 _OF_TRAINING = "images_per_second"  # lines of metrics have it, those of evaluations do not
+
+
+@contextmanager
+def warnings_kept(out: Path) -> Iterator[None]:
+    """Write each warning inside to ``out/warnings.log`` too: of damaged images, a collapse.
+
+    Those of forked workers are among them.
+
+    Args:
+        out: folder of the run.
+    """
+    show = warnings.showwarning
+
+    def keep(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        with contextlib.suppress(OSError), (out / "warnings.log").open("a") as log:
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
+            log.write(f"{now} {category.__name__}: {message}\n")
+        show(message, category, *where, **more)
+
+    warnings.showwarning = keep
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 class RunRecord:

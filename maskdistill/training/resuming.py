@@ -19,6 +19,7 @@ from maskdistill.views import ViewPolicy
 # What may differ between a run and its resumption without changing the result.
 _FREE = {
     "device", "workers", "views", "log_every", "checkpoint_every", "keep_checkpoints",
+    "milestone_every",
     # These to rounding, and but for what drop path draws: see docs/distributed.md.
     "accumulate", "compile", "sharding",
 }  # fmt: skip
@@ -46,9 +47,23 @@ def restore_state(state: TrainState, content: dict[str, Any]) -> None:
 
 
 def identity(
-    config: TrainingConfig, policy: ViewPolicy, images: Any, count: int, world: int
+    config: TrainingConfig,
+    policy: ViewPolicy,
+    images: Any,
+    count: int,
+    world: int,
+    precision: str,
 ) -> dict[str, Any]:
-    """Return what a checkpoint must agree on with the run that resumes it."""
+    """Return what a checkpoint must agree on with the run that resumes it.
+
+    Args:
+        config: of the run, resolved.
+        policy: that it trains under.
+        images: to train on.
+        count: of them.
+        world: number of processes.
+        precision: of the run; what "auto" means depends on the device.
+    """
     fields = {field.name for field in dataclasses.fields(TrainingConfig)}
     return {
         "config": {
@@ -60,6 +75,7 @@ def identity(
         "images": count,
         "fingerprint": fingerprint(images),
         "world": world,
+        "precision": precision,
     }
 
 
@@ -76,8 +92,14 @@ def fingerprint(images: Any) -> str | None:
     if labels is None:
         return None
     # Not of the bytes in memory alone: machines differ in the width and order of integers.
-    numbers = np.ascontiguousarray(np.asarray(labels), dtype="<i8")
-    return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
+    array = np.asarray(labels)
+    if array.dtype.kind in "biu":
+        content = np.ascontiguousarray(array, dtype="<i8").tobytes()
+    elif array.dtype.kind in "fUS":
+        content = repr(array.tolist()).encode()
+    else:  # a method of that name, or objects whose text may differ from run to run
+        return None
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def check_same(was: dict[str, Any], now: dict[str, Any]) -> None:
@@ -92,10 +114,12 @@ def check_same(was: dict[str, Any], now: dict[str, Any]) -> None:
         if name not in _FREE and was["config"].get(name) != value
     ]
     names = {"policy": "policy", "images": "images", "world": "the number of processes"}
+    if was["config"].get("precision") == now["config"]["precision"]:  # else it was said above
+        names["precision"] = f"the precision, {now['config']['precision']} on this device,"
     changed += [
         f"{words} was {was[name]!r} and is {now[name]!r}"
         for name, words in names.items()
-        if was[name] != now[name]
+        if name in was and was[name] != now[name]
     ]
     if was["images"] == now["images"] and was["fingerprint"] != now["fingerprint"]:
         changed.append(

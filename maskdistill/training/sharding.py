@@ -39,18 +39,23 @@ def shard(network: MultiCropWrapper) -> None:
     Raises:
         ValueError: on a CPU, where torch is too old for that (2.6).
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     vit = network.backbone
-    if next(network.parameters()).device.type == "cpu" and not can_shard_on_cpu():
+    kind = next(network.parameters()).device.type
+    if kind == "cpu" and not can_shard_on_cpu():
         raise ValueError(
             f"torch {torch.__version__} cannot spread weights (sharding='fsdp') on CPUs. Take a "
             "newer torch, GPUs, or sharding='ddp'."
         )
+    # FSDP2 warns of an output that is a view, as the class token of all tokens is.
+    vit.register_forward_hook(lambda module, inputs, output: output.clone())
+    mesh = init_device_mesh(kind, (dist.get_world_size(),))  # by default, of the GPUs if any
     for part in (*getattr(vit.backbone, "blocks", ()), vit, network):
         # Not the default, which leaves the teacher's weights whole after its forward: no backward
         # comes to spread them again, and the moving average needs them spread like the student's.
-        fully_shard(part, reshard_after_forward=True)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(vit, "forward_features")
 
 
@@ -101,14 +106,19 @@ def norms_of_all(tensors: list[Tensor]) -> list[Tensor]:
 def gathered(state: Any) -> Any:
     """Return a state dict, of networks or optimisers, with every sharded tensor made whole.
 
-    To be called in all processes, which gather tensor by tensor. The result is what one process
-    would have, so a run can go on sharded otherwise.
+    To be called in all processes, which gather tensor by tensor; the first one keeps them, on the
+    CPU, and the others get None in their place: a network that is spread for want of memory must
+    not be gathered into it. The result is what one process would have, so a run can go on sharded
+    otherwise.
     """
     if isinstance(state, dict):
         return {key: gathered(value) for key, value in state.items()}
     if isinstance(state, list):
         return [gathered(value) for value in state]
-    return state.full_tensor() if hasattr(state, "full_tensor") else state
+    if not hasattr(state, "full_tensor"):
+        return state
+    whole = state.full_tensor()
+    return whole.cpu() if dist.get_rank() == 0 else None
 
 
 def load_gathered(network: nn.Module, state: dict[str, Any]) -> None:

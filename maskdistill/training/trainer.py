@@ -88,6 +88,7 @@ class Trainer:
         images: data set of ``(RGB image, label)`` pairs, whose labels are not used; or ``Shards``.
         policy: who sees which mask.
         backbone: a ViT to train instead of ``config.model``; its embeddings must be ``(B, D)``.
+            Its classifier, if it has one, is set aside: ``requires_grad`` becomes False there.
         processes: where to compute; by default as ``config.device`` and ``torchrun`` say.
 
     Attributes:
@@ -100,6 +101,7 @@ class Trainer:
 
     Raises:
         ValueError: settings, model and policy that do not go together.
+        TypeError: a policy that is none.
     """
 
     def __init__(
@@ -111,10 +113,16 @@ class Trainer:
         backbone: nn.Module | None = None,
         processes: Processes | None = None,
     ) -> None:
+        if not isinstance(policy, ViewPolicy):
+            raise TypeError(
+                f"policy must be a ViewPolicy, such as AsymmetricMaskPolicy(RandomMasker(0.3)); "
+                f"got {policy!r}."
+            )
         self.processes = processes or start_processes(config.device)
         self.images = images
         self.policy = policy
-        self.feed = Feed(images, config, self.processes)
+        self.agreement = Agreement(self.processes)
+        self.feed = Feed(images, config, self.processes, self.agreement)
         self._per_epoch = self.feed.steps_per_epoch
         self.config = config.resolved(self.feed.count, self.processes.world)
         self.total_steps = self.config.total_steps(self._per_epoch)
@@ -128,7 +136,6 @@ class Trainer:
             self.config.local_scale,
         )
         self.state = build_state(self.config, policy, self.processes, backbone)
-        self.agreement = Agreement(self.processes)
 
     @property
     def teacher(self) -> MultiCropWrapper:
@@ -139,7 +146,7 @@ class Trainer:
 
     def fit(
         self,
-        out: Path,
+        out: Path | str,
         *,
         resume: bool | FoundCheckpoint = False,
         evaluate: Evaluate | None = None,
@@ -171,6 +178,7 @@ class Trainer:
             BlockingIOError: another run is writing into ``out``.
             ValueError: no checkpoint is whole, or it belongs to other settings.
         """
+        out = Path(out)
         config, processes, total = self.config, self.processes, self.total_steps
         alone, on_cpu = processes.world == 1, processes.device.type == "cpu"
         evaluation: dict[str, float] | None = None
@@ -196,8 +204,7 @@ class Trainer:
                         if evaluation is None:
                             with signals.interruptible(alone), keeper.pace.pause():
                                 evaluation = evaluate(self.teacher.backbone)
-                            if processes.is_main:
-                                keeper.write_evaluation(self.step, evaluation)
+                            keeper.write_evaluation(self.step, evaluation)
                     if last:
                         break
                     try:
@@ -314,7 +321,9 @@ class Trainer:
         )
 
     def _amp_dtype(self) -> torch.dtype | None:
-        on_gpu = self.processes.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        on_gpu = self.processes.device.type == "cuda" and torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
         use = self.config.precision == "bfloat16" or (self.config.precision == "auto" and on_gpu)
         return torch.bfloat16 if use else None
 
@@ -335,10 +344,15 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         return identity(
-            self.config, self.policy, self.images, self.feed.count, self.processes.world
+            self.config,
+            self.policy,
+            self.images,
+            self.feed.count,
+            self.processes.world,
+            precision="float32" if self._amp_dtype() is None else "bfloat16",
         )
 
-    def check_resumable(self, out: Path) -> FoundCheckpoint:
+    def check_resumable(self, out: Path | str) -> FoundCheckpoint:
         """Return the newest whole checkpoint in ``out``, refusing one this run cannot resume.
 
         Damaged ones are skipped; ``found.describe(trainer.total_steps)`` says which and why. With
@@ -348,7 +362,7 @@ class Trainer:
             FileNotFoundError: there is none.
             ValueError: none is whole, or it belongs to other settings.
         """
-        found = find_checkpoint(out, self.agreement)
+        found = find_checkpoint(Path(out), self.agreement)
         check_same(found.content, self._identity())
         return found
 

@@ -140,6 +140,19 @@ def test_a_worker_that_dies(where: Literal["workers", "device"]) -> None:
             pass
 
 
+class Interrupted(Pictures):
+    """Ctrl-C, which goes to the workers too, comes while they decode."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if torch.utils.data.get_worker_info():
+            signal.raise_signal(signal.SIGINT)
+        return super().__getitem__(index)
+
+
+def test_the_main_process_decides_when_workers_end() -> None:
+    assert len(ResidentImages(Interrupted(), workers=1)) == 12
+
+
 class Broken(Pictures):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         raise RuntimeError(f"no image {index}")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import functools
 import gc
 import http.server
 import json
+import os
+import shutil
 import sys
 import tarfile
 import threading
@@ -18,9 +23,10 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from maskdistill.data import DamagedDataError, DamagedImageWarning, open_data
+from maskdistill.data import DamagedDataError, DamagedImageWarning, open_data, packing, writing
 from maskdistill.data.packing import pack_shards
 from maskdistill.data.shards import ShardError, Shards, open_shards, read_shard
+from tests.data.test_packing import noise, small_files
 from tests.data.test_sources import (
     CLASSES,
     WRITERS,
@@ -31,6 +37,7 @@ from tests.data.test_sources import (
     identity,
     write_class_folders,
 )
+from tests.training.forking import KILLED, die, in_fork
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +139,131 @@ def test_what_fails_leaves_the_older_shards(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
 
 
-@pytest.mark.parametrize("shards", [0, 16])
-def test_more_shards_than_images(tmp_path: Path, shards: int) -> None:
+def killed_before(function: Any, name: str) -> Any:
+    """Let a kill come before a function of files gets at one of a name."""
+    return lambda *args, **options: (
+        die() if Path(args[-1]).name == name else function(*args, **options)
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "name", "left"),
+    [
+        (os, "replace", "out.replaced", 4),
+        (os, "replace", "out", 4),  # the older shards are out of the way, the newer not there yet
+        (shutil, "rmtree", "out.replaced", 2),
+    ],
+)
+def test_a_kill_while_shards_are_replaced(
+    tmp_path: Path, module: Any, function: str, name: str, left: int
+) -> None:
+    source, out = write_class_folders(tmp_path / "data"), tmp_path / "out"
+    pack_shards(source, out, 4)
+
+    def killed() -> None:
+        setattr(module, function, killed_before(getattr(module, function), name))
+        pack_shards(source, out, 2, overwrite=True)
+
+    assert in_fork(killed) == KILLED
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        pack_shards(source, out, 3)
+    assert len(list(out.glob("train-*.tar"))) == left, "one whole set or the other"
+    pack_shards(source, out, 3, overwrite=True)
+    assert len(list(out.glob("train-*.tar"))) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+
+
+def test_what_people_keep_beside_shards_stays(tmp_path: Path) -> None:
     source = write_class_folders(tmp_path / "data")
-    with pytest.raises(ValueError, match=f"15 training images do not fill {shards} shards"):
-        pack_shards(source, tmp_path / "out", shards)
+    pack_shards(source, tmp_path / "elsewhere", 4)
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "out.old")
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    for shards in (1, 2):
+        pack_shards(source, tmp_path / "out", shards, overwrite=True)
+    for folder, shards in (("elsewhere", 4), ("out.old", 4), ("out", 2)):
+        assert len(list((tmp_path / folder).glob("train-*.tar"))) == shards
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("ends", [contextlib.nullcontext(), pytest.raises(OSError, match="bad")])
+def test_two_cannot_write_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Any
+) -> None:
+    source, out = write_class_folders(tmp_path / "data"), tmp_path / "out"
+    with ends, writing.appearing_folder(out) as folder:
+        (folder / "first").touch()
+        with monkeypatch.context() as patch:
+            patch.setattr(packing, "gather", lambda *_, **__: pytest.fail("it began to work"))
+            with pytest.raises(FileExistsError, match=r"Another process is writing .*out right"):
+                pack_shards(source, out, 4)
+        assert [path.name for path in folder.iterdir()] == ["first"]
+        if not isinstance(ends, contextlib.nullcontext):
+            raise OSError("bad disk")
+    pack_shards(source, out, 4, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+
+
+def test_shards_that_came_meanwhile_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write_class_folders(tmp_path / "data"), tmp_path / "out"
+    real = packing.divide
+
+    def slow(listing: Any) -> Any:
+        with writing.appearing_folder(out) as folder:
+            (folder / "another's").touch()
+        return real(listing)
+
+    monkeypatch.setattr(packing, "divide", slow)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        pack_shards(source, out, 4)
+    assert [path.name for path in out.iterdir()] == ["another's"]
+
+
+def test_a_lock_that_holds_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.partial.lock"
+    for make in (Path, Path.touch):  # its file is gone, or there is another
+        with path.open("ab") as lock:
+            path.unlink()
+            make(path)
+            with pytest.raises(FileExistsError, match="Another process"):
+                writing._lock(lock, tmp_path / "out")
+
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.warns(UserWarning, match="without locks"):
+        pack_shards(write_class_folders(tmp_path / "data"), tmp_path / "out", 4)
+    assert len(seen(open_shards(tmp_path / "out"))) == 15
+
+
+@pytest.mark.parametrize(
+    ("name", "shards", "workers", "message"),
+    [
+        ("out", 16, None, "15 training images do not fill 16 shards"),
+        ("out", 0, None, "shards must be an int >= 1; got 0"),
+        ("out.npz", 2, None, "out.npz is the name of a pack"),
+        ("out", 2, -2, "workers must be None or an int >= 0; got -2"),
+    ],
+)
+def test_shards_that_cannot_be(
+    tmp_path: Path, name: str, shards: int, workers: int | None, message: str
+) -> None:
+    source = write_class_folders(tmp_path / "data")
+    with pytest.raises(ValueError, match=message):
+        pack_shards(source, tmp_path / name, shards, workers=workers)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Nor does the half-written tar file complain when it is forgotten."""
+    for i in range(6):
+        noise(tmp_path / "data" / "ab"[i % 2] / f"{i}.png", (60, 60), seed=i)
+    with pytest.raises(OSError, match="no room left while writing .*out"), small_files():
+        pack_shards(tmp_path / "data", tmp_path / "out", 1)
+    gc.collect()
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_damaged_images_are_left_out(tmp_path: Path) -> None:
@@ -283,13 +410,31 @@ def test_a_shard_that_was_cut_short_loses_its_last_images(copy: Path) -> None:
     with tarfile.open(shard) as archive:
         third = archive.getmembers()[5]  # .cls and .jpg each: the third image's file
     shard.write_bytes(shard.read_bytes()[: third.offset_data + 100])
-    data = open_shards(copy).load()
-    with pytest.warns(DamagedImageWarning) as caught:
-        found = [identity(image) for image, _ in data]
+    with pytest.warns(DamagedImageWarning, match="It is left out; [12] of at most 10") as caught:
+        data = open_shards(copy).load()
     assert ["train-000001.tar, image 2 " in str(caught[0].message), len(caught)] == [True, 2]
-    assert found == [*before[:6], before[8], before[8], *before[8:]]
+    assert caught[0].filename == __file__
+    assert contents(data) == [*before[:6], *before[8:]]
+    assert [c for c, _ in before[:6] + before[8:]] == data.labels.tolist()
     with pytest.warns(DamagedImageWarning), pytest.raises(DamagedDataError, match="max_damaged=1"):
-        list(open_shards(copy, max_damaged=1).load())
+        open_shards(copy, max_damaged=1).load()
+    assert contents(open_shards(copy, max_damaged=0).load(6)) == before[:6]
+
+
+def test_lost_images_and_those_that_do_not_decode_are_counted_together(copy: Path) -> None:
+    before = seen(open_shards(copy))
+    shard = copy / "train-000001.tar"
+    with tarfile.open(shard) as archive:
+        first, last = archive.getmembers()[1], archive.getmembers()[7]
+    content = bytearray(shard.read_bytes()[: last.offset_data + 100])
+    content[first.offset_data : first.offset_data + 20] = bytes(20)
+    shard.write_bytes(content)
+    with pytest.warns(DamagedImageWarning, match="image 3 .*; 1 of at most 2"):
+        data = open_shards(copy, max_damaged=2).load()
+    with pytest.warns(DamagedImageWarning, match="image 0 .*stands in for it; 2 of at most 2"):
+        found = [identity(image) for image, _ in data]
+    assert found == [*before[:4], before[5], *before[5:7], *before[8:]]
+    assert data.damaged == (f"{shard}, image 0",)
 
 
 def test_a_header_with_a_flipped_bit_ends_the_shard(copy: Path) -> None:
@@ -305,6 +450,25 @@ def test_a_header_with_a_flipped_bit_ends_the_shard(copy: Path) -> None:
 def test_a_file_that_is_no_tar_has_lost_all(copy: Path) -> None:
     (copy / "train-000001.tar").write_bytes(b"<html>not found</html>" * 100)
     assert not list(read_shard(str(copy / "train-000001.tar"), range(4)))
+    lost = open_shards(str(copy / "train-000001.tar"), index=_index(copy / "one.json", [4]))
+    with (
+        pytest.warns(DamagedImageWarning),
+        pytest.raises(DamagedDataError, match=r"None of the 4 .*train-000001.tar, image 0"),
+    ):
+        lost.load()
+
+
+def _index(path: Path, counts: list[int]) -> Path:
+    shards = [{"url": f"{n}.tar", "nsamples": count} for n, count in enumerate(counts)]
+    path.write_text(json.dumps({"shardlist": shards}))
+    return path
+
+
+def test_a_shard_without_images_is_passed_over(copy: Path) -> None:
+    files = [str(copy / f"train-00000{n}.tar") for n in (0, 1, 2)]
+    shards = open_shards(files, index=_index(copy / "some.json", [4, 0, 4]))
+    before = seen(open_shards(copy))
+    assert seen(shards) == before[:4] + before[8:12]
 
 
 def test_shards_of_others(tmp_path: Path) -> None:
@@ -321,11 +485,10 @@ def test_shards_of_others(tmp_path: Path) -> None:
             archive.add(tmp_path / "file", name)
     shards = open_shards(str(tmp_path / "a.tar.gz"))
     assert len(shards) == 3
-    data = shards.load()
-    assert data.labels.tolist() == [-1, -1, 2]
-    assert [identity(data[i][0]) for i in (0, 2)] == [(0, 1), (0, 3)]
-    with pytest.warns(DamagedImageWarning, match="image 1 "):
-        assert identity(data[1][0]) == (0, 3)
+    with pytest.warns(DamagedImageWarning, match="image 1 .*It is left out"):
+        data = shards.load()
+    assert data.labels.tolist() == [-1, 2]
+    assert [identity(image) for image, _ in data] == [(0, 1), (0, 3)]
 
 
 def test_loading_takes_no_more_than_asked(folder: Path) -> None:

@@ -131,3 +131,68 @@ def test_compiled_blocks_are_the_same() -> None:
     torch.testing.assert_close(net.embed(images, mask, visible=8, class_only=True), before)
     with pytest.raises(ValueError, match="no list of blocks"):
         compile_blocks(nn.Linear(1, 1))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile's own
+def test_blocks_share_their_code() -> None:
+    """Whatever their drop path, else torch gives up after eight and runs the others uncompiled."""
+    graphs = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    net = md.MaskedViT(create("vit_tiny_patch16_224", {"depth": 12, "drop_path_rate": 0.1}))
+    keys = list(net.state_dict())
+    compile_blocks(net.backbone, backend=count)
+    assert list(net.state_dict()) == keys
+    for size in (32, 16, 32):
+        net.embed(torch.randn(2, 3, size, size), class_only=True).sum().backward()
+    assert 1 <= len(graphs) <= 3
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_drop_path_of_compiled_blocks() -> None:
+    """Samples lose a residual as often as they did, and what stays is scaled."""
+    vit: Any = create("vit_tiny_patch16_224", {"depth": 3, "drop_path_rate": 0.4})
+    compile_blocks(vit, backend="eager")
+    for block, probability in zip(vit.blocks, (0.0, 0.2, 0.4), strict=True):
+        out = block.drop_path1.train()(torch.ones(20_000, 2))
+        assert torch.equal(out[:, 0], out[:, 1])
+        assert set(out.unique().tolist()) <= {0.0, float(1 / torch.tensor(1 - probability))}
+        assert float((out == 0).float().mean()) == pytest.approx(probability, abs=0.015)
+        assert torch.equal(block.drop_path1.eval()(torch.ones(9, 2)), torch.ones(9, 2))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_hooks_run_in_compiled_models() -> None:
+    """Attention is recorded in the last block, which looks to torch like all the others."""
+    net = md.MaskedViT(create("vit_tiny_patch16_224", {"depth": 3, "drop_path_rate": 0.1})).eval()
+    unfuse_attention(net)
+    images = torch.randn(2, 3, 32, 32)
+    before = net.attention(images)
+    compile_blocks(net.backbone, backend="aot_eager")
+    with torch.no_grad():
+        net.embed(images)
+        torch.testing.assert_close(net.attention(images), before)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_blocks_run_again_as_they_ran(reentrant: bool) -> None:
+    """The embedding's gradients survive gradient checkpointing of either kind."""
+    net = md.MaskedViT(create("vit_tiny_patch16_224", {}))
+    images = torch.randn(2, 3, 32, 32)
+    gradients = []
+    for checkpointing in (False, True):
+        net.zero_grad()
+        net.backbone.set_grad_checkpointing(checkpointing)
+        was = timm.layers.use_reentrant_ckpt()
+        timm.layers.set_reentrant_ckpt(reentrant)
+        try:
+            embedding = net.embed(images, class_only=True)
+            (embedding * torch.linspace(-1, 1, embedding.shape[1])).sum().backward()
+        finally:
+            timm.layers.set_reentrant_ckpt(was)
+        gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)

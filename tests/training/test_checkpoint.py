@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,6 +69,12 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
     assert steps(tmp_path) == [7]
 
 
+def test_milestones_are_kept_for_good(tmp_path: Path) -> None:
+    for step in range(0, 1000, 100):
+        save_checkpoint(content(step), tmp_path, keep=2, milestone_every=300)
+    assert steps(tmp_path) == [900, 800, 600, 300, 0]
+
+
 def test_what_was_passed_over_goes_when_its_step_is_written_again(out: Path) -> None:
     """Nor does it count among the last few."""
     for step in (300, 400):
@@ -75,6 +82,34 @@ def test_what_was_passed_over_goes_when_its_step_is_written_again(out: Path) -> 
     assert latest_checkpoint(out).step == 200
     save_checkpoint(content(250), out, keep=2)
     assert steps(out) == [250, 200]
+
+
+def test_what_is_whole_and_was_out_of_reach_stays(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server that hiccups, or a format that only a newer version reads, costs nothing."""
+    newer = save_checkpoint(content(300), out)
+
+    def unreachable(path: Path) -> dict[str, Any]:
+        if path == newer:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read_checkpoint(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_checkpoint", unreachable)
+        assert latest_checkpoint(out).step == 200
+    save_checkpoint(content(250), out)
+    assert steps(out) == [300, 250, 200, 100]
+    assert latest_checkpoint(out).path == newer
+
+
+def test_too_little_memory_is_no_damage(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", exhausted)
+    with pytest.raises(MemoryError):
+        latest_checkpoint(out)
 
 
 def test_of_two_with_one_step_the_later_is_taken(out: Path) -> None:
@@ -196,6 +231,13 @@ def test_a_disk_that_fails_elsewhere(
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def test_what_could_not_be_read_again_is_not_written(out: Path) -> None:
+    with pytest.raises(TypeError, match=r"numpy.*scalar.*Turn such values into"):
+        save_checkpoint({**content(300), "lr": np.float64(0.1)}, out)
+    assert steps(out) == [200, 100]
+    assert not list(out.rglob("*.tmp"))
+
+
 def test_a_mistake_in_the_content_is_no_full_disk(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         save_checkpoint({"step": 1, "code": lambda: None}, tmp_path)
@@ -300,6 +342,13 @@ def fit(trainer: Trainer, out: Path, **kwargs: Any) -> Trainer:
 def test_a_run_keeps_what_it_should(build: Build, tmp_path: Path) -> None:
     fit(build(checkpoint_every=2, keep_checkpoints=2, max_steps=7), tmp_path)
     assert steps(tmp_path) == [7, 6]
+
+
+def test_a_run_keeps_its_milestones(build: Build, tmp_path: Path) -> None:
+    fit(build(keep_checkpoints=1, milestone_every=8), tmp_path)
+    assert steps(tmp_path) == [12, 8, 0]
+    with pytest.raises(ValueError, match=r"milestone_every must be a multiple of checkpoint_every"):
+        build(milestone_every=6)
 
 
 def test_the_first_checkpoint_is_of_step_0(

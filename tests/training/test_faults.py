@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -61,14 +62,17 @@ import maskdistill as md
 from maskdistill.training import Trainer, TrainingConfig
 from maskdistill.training.folder import choose_folder
 from maskdistill.training.agreement import Agreement
-from maskdistill.training.distributed import start_processes
+from maskdistill.training.distributed import restarts, start_processes
 from tests.training.conftest import TINY, Noise
 
 torch.set_num_threads(1)
 processes = start_processes("cpu")
 policy = md.AsymmetricMaskPolicy(md.RandomMasker(0.5))
 trainer = Trainer(TrainingConfig(**{**TINY, "batch_size": 2}), Noise(), policy, processes=processes)
-out, resume = Agreement(processes).by_main(lambda: choose_folder(None, "run"))
+agreement = Agreement(processes)
+restart = any(count for (count,) in agreement.gather([restarts()]))
+given = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+out, resume = agreement.by_main(lambda: choose_folder(given, "run", restart=restart))
 real = trainer._run_step
 
 def dying(crops):
@@ -103,3 +107,35 @@ def test_torchrun_goes_on_after_a_process_dies(tmp_path: Path) -> None:
         found = latest_checkpoint(tmp_path / name / "runs" / "run")
         ends.append({**found.content["student"], **found.content["objective"]})
     assert_same(*ends)
+
+
+@pytest.mark.long
+def test_nodes_find_each_other_again(tmp_path: Path) -> None:
+    """Each counts its own restarts, and only one of them calls it a restart."""
+    (tmp_path / "run.py").write_text(RUN)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "test",
+        "--max-restarts", "1", str(tmp_path / "run.py"), "die", str(tmp_path / "out"),
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }  # fmt: skip
+    nodes = [
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(2)
+    ]
+    try:
+        said = [node.communicate(timeout=240)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert all("resumed True" in words for words in said)
+    assert latest_checkpoint(tmp_path / "out").step == 12

@@ -306,6 +306,34 @@ def test_a_signal_to_the_workers_as_well(
     assert latest_checkpoint(tmp_path).step == 3
 
 
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="cannot ask who sent a signal")
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_only_the_main_process_ends_its_workers(
+    build: Build, whole: Path, tmp_path: Path, start: str
+) -> None:
+    """torchrun and schedulers signal the workers too, without whom no step would be finished."""
+    before = multiprocessing.get_start_method()
+    others = set(multiprocessing.active_children())
+
+    def from_elsewhere() -> None:
+        workers = set(multiprocessing.active_children()) - others
+        assert len(workers) == 2
+        for name in ("TERM", "USR1", "INT"):
+            subprocess.run(["kill", f"-{name}", *(str(w.pid) for w in workers)], check=True)
+        time.sleep(0.2)
+        assert all(worker.is_alive() for worker in workers)
+
+    multiprocessing.set_start_method(start, force=True)
+    try:
+        with within_step(7, from_elsewhere):
+            trainer = build(RANDOM, **CHANGES, workers=2)
+            fit(trainer, tmp_path, evaluate=score, evaluate_every=3)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert set(multiprocessing.active_children()) <= others
+    assert_same(saved(tmp_path), saved(whole))
+
+
 def test_data_that_fail_save_the_finished_steps(build: Build, tmp_path: Path) -> None:
     class Failing(Noise):
         left = 3 * 4 + 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -306,6 +307,101 @@ def test_other_data_cannot_resume(build: Build, tmp_path: Path) -> None:
     assert fingerprint(types.SimpleNamespace(labels=wide)) == fingerprint(
         types.SimpleNamespace(labels=torch.from_numpy(narrow))
     )
+
+
+def test_the_precision_must_stay(build: Build, tmp_path: Path) -> None:
+    """What "auto" means depends on the device, which may change otherwise."""
+    fit(build(max_steps=4), tmp_path)
+    elsewhere = build(max_steps=4)
+    elsewhere._amp_dtype = lambda: torch.bfloat16  # type: ignore[method-assign]
+    with pytest.raises(
+        ValueError, match=r"the precision, auto on this device, was 'float32' and is 'bfloat16'"
+    ):
+        fit(elsewhere, tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"precision was 'auto' and is 'bfloat16'\. Resume"):
+        fit(build(max_steps=4, precision="bfloat16"), tmp_path, resume=True)
+
+
+def test_labels_of_any_kind_tell_data_apart() -> None:
+    def of(labels: Any) -> str | None:
+        return fingerprint(types.SimpleNamespace(labels=labels))
+
+    assert of(["cat", "dog"]) == of(np.array(["cat", "dog"])) != of(["dog", "cat"])
+    assert of([0.5, 1.0]) != of([0.5, 2.0])
+    assert of([0, 1]) != of([1, 0])
+    assert of(lambda: [0, 1]) is None
+    assert of([object(), object()]) is None
+
+
+def test_numbers_of_numpy(build: Build, tmp_path: Path) -> None:
+    """A checkpoint may not hold their classes, and could not be read again."""
+    rate = np.logspace(-4, -3, 3)[1]
+    trainer = build(lr=rate, depth=np.int64(1), max_steps=2, local_scale=(np.float32(0.5), 1.0))
+    assert type(trainer.config.lr) is float
+    assert type(trainer.config.depth) is int
+    assert type(trainer.config.local_scale[0]) is float
+    fit(trainer, tmp_path)
+    assert latest_checkpoint(tmp_path).content["config"]["lr"] == rate
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": "8"}, "batch_size must be of type int; got '8'"),
+        ({"epochs": 1.5}, "epochs must be of type int; got 1.5"),
+        ({"lr": None}, "lr must be of type float; got None"),
+        ({"depth": True}, r"depth must be of type int \| None; got True"),
+        ({"compile": 1}, "compile must be of type bool; got 1"),
+    ],
+)
+def test_settings_of_another_type(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        TrainingConfig(**changes)
+
+
+def test_what_is_no_policy_and_what_are_no_images(build: Build, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"such as AsymmetricMaskPolicy.*got RandomMasker\(0.3\)"):
+        build(md.RandomMasker(0.3))
+    images = [Noise()[i][0] for i in range(8)]
+    with pytest.raises(TypeError, match=r"\(image, label\) pairs.*item \d is of type Image"):
+        fit(build(data=images), tmp_path / "a")
+    pairs = [(np.asarray(image), 0) for image in images]
+    with pytest.raises(TypeError, match=r"item \d is \(ndarray, int\)"):
+        fit(build(data=pairs), tmp_path / "b")
+
+
+def test_a_folder_may_be_a_string(build: Build, tmp_path: Path) -> None:
+    build(max_steps=1).fit(str(tmp_path), progress_bar=False)
+    assert build(max_steps=1).check_resumable(str(tmp_path)).step == 1
+
+
+def test_progress_without_a_terminal(
+    build: Build, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines now and then; a bar would fill a scheduler's log."""
+    monkeypatch.setattr("maskdistill.training.keeping.LINES_EVERY", 0)
+    build().fit(tmp_path)
+    said = capfd.readouterr()
+    assert said.err == ""
+    lines = said.out.splitlines()
+    assert len(lines) == 6
+    assert re.fullmatch(r"step 12 of 12: loss \d\.\d{3}, \d+ images/s", lines[-1])
+
+
+def test_a_classifier_is_set_aside(tmp_path: Path) -> None:
+    """It lies behind the embedding; without a gradient it would stop data parallelism."""
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=4, depth=1, num_classes=5,
+        dynamic_img_size=True,
+    )  # fmt: skip
+    config = TrainingConfig(**{**TINY, "max_steps": 2})
+    trainer = Trainer(config, Noise(), md.AsymmetricMaskPolicy(md.RandomMasker(0.5)), backbone=vit)
+    fit(trainer, tmp_path)
+    student = trainer.state.student_net.backbone.backbone
+    assert {n for n, p in student.named_parameters() if not p.requires_grad} == {
+        "head.weight", "head.bias",
+    }  # fmt: skip
+    assert all(p.grad is not None for p in student.parameters() if p.requires_grad)
 
 
 def test_refused_when_built(build: Build) -> None:
