@@ -88,3 +88,30 @@ def saved_config(out: Path) -> JobConfig:
             f"{path} cannot be read as the settings of a run ({error}). Remove it and give all "
             "settings again, with --resume; the checkpoints have their own copy to compare."
         ) from error
+
+
+# Found in about a dozen short runs: docs/trainer.md says what each is good for.
+SCENES = JobConfig(
+    image_size=32,
+    patch_size=8,
+    depth=3,
+    local_crops=4,
+    local_scale=(0.15, 0.5),
+    epochs=3,
+    batch_size=32,
+    out_dim=256,
+    hidden_dim=512,
+    teacher_temp=0.03,
+    warmup_teacher_temp=0.03,
+    lr=8e-3,
+    momentum=0.99,
+    checkpoint_every=100,
+)
+"""Settings for the built-in scenes: a first result in minutes on 2 CPU cores."""
+
+MINI_IMAGENET = JobConfig(
+    image_size=64,
+    patch_size=8,
+    local_crops=6,
+)
+"""Settings for mini-ImageNet at 64 pixels."""

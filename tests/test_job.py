@@ -22,7 +22,8 @@ import timm
 import torch
 from PIL import Image
 
-from maskdistill import cli, job
+from maskdistill import job
+from maskdistill.commands import train as command
 from maskdistill.job import JobConfig
 from maskdistill.training.checkpoint import checkpoint_files, latest_checkpoint
 from maskdistill.training.folder import hold_folder
@@ -473,13 +474,17 @@ def test_a_run_is_resumed_from_another_folder(
 def test_the_command_to_go_on_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["my script.py", "--epochs", "3"])
     monkeypatch.setattr(sys, "executable", "/usr/bin/python3.12")
-    assert cli._again(Path("r")) == "python3.12 'my script.py' --resume --out r"
+    assert command._again(Path("r")) == "python3.12 'my script.py' --resume --out r"
     for name, value in {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    said = cli._again(Path("r"))
+    said = command._again(Path("r"))
     assert said == "torchrun --nproc-per-node 4 'my script.py' --resume --out r"
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
-    assert "the other options that torchrun had, on every node" in cli._again(Path("r"))
+    assert "the other options that torchrun had, on every node" in command._again(Path("r"))
+    said = command._again(Path("r"), "maskdistill train")
+    assert said.endswith("-m maskdistill train --resume --out r")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert command._again(Path("r"), "maskdistill train") == "maskdistill train --resume --out r"
 
 
 def test_no_room_before_the_first_checkpoint(
@@ -500,10 +505,10 @@ def test_no_room_before_the_first_checkpoint(
 
 def test_a_peer_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]")
-    assert not cli._lost_a_peer(gone)
+    assert not command._lost_a_peer(gone)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert cli._lost_a_peer(gone)
-    assert not cli._lost_a_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert command._lost_a_peer(gone)
+    assert not command._lost_a_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -550,7 +555,9 @@ def test_the_bare_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch)
 def test_help_teaches_and_needs_no_network(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in (["--help"], ["--data", "x", "--help"]):
         with pytest.raises(SystemExit) as stopped:
-            cli.train(JobConfig(epochs=4), JobConfig(epochs=77), description="Train.", argv=argv)
+            command.train(
+                JobConfig(epochs=4), JobConfig(epochs=77), description="Train.", argv=argv
+            )
         assert stopped.value.code == 0
         said = capsys.readouterr().out
         assert "--masker" in said

@@ -31,7 +31,7 @@ FLOORS = {
     "drawing": 2, "models": 2, "objectives": 2, "data": 2,
     "views": 3, "presets": 4, "collating": 4,
     "training": 4, "evaluation": 4, "plotting": 4,
-    "judge": 5, "job_config": 5, "job_images": 6, "job": 7, "cli": 8, "__main__": 9,
+    "judge": 5, "job_config": 5, "job_images": 6, "job": 7, "commands": 8, "cli": 9, "__main__": 10,
 }  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

@@ -1,0 +1,1 @@
+"""The commands of ``maskdistill``, one module each: arguments in, plain sentences out."""

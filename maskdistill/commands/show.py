@@ -1,0 +1,220 @@
+"""``maskdistill show``: what a masker hides, in the terminal and as a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskdistill.masking import Masker, parse_masker
+
+_HIDDEN, _VISIBLE = "██", "··"
+# How often a patch is hidden, of the most; each character comes twice, for a square.
+_SHADES = " .:-=+*#%@"
+_DRAWS = 2000
+
+
+def show(
+    masker: str,
+    /,
+    grid: str = "14x14",
+    samples: int = 4,
+    seed: int = 0,
+    progress: float = 0.0,
+    image: Path | None = None,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Draw what a masker hides: in the terminal, and with --out as a picture.
+
+    maskdistill show "BlockMasker(0.4).sometimes(0.5)" --grid 14x14 --out blocks.png
+
+    A masker that needs the attention gets a round blob in the middle in its place. Of 2,000 draws
+    it says how much is hidden, and how often each patch is.
+
+    Args:
+        masker: as in Python: "RandomMasker(0.3)", "BlockMasker(0.4) | GridMasker()".
+        grid: patch rows and columns, such as 14x14.
+        samples: draws to show.
+        seed: of all draws.
+        progress: of training, in [0, 1], for schedules.
+        image: lay the masks of the picture over this image.
+        out: a picture to write, of the kind that its name says: .png, .pdf, .svg.
+        json: print the figures and the draws as JSON instead.
+    """
+    rows, columns = parse_grid(grid)
+    if samples < 1:
+        raise ValueError(f"--samples must be an int >= 1; got {samples}.")
+    drawn_from = parse_masker(masker)
+    signals = stand_ins(drawn_from, (rows, columns))
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> Tensor:
+        those: dict[str, Any] = {name: s.expand(count, -1) for name, s in signals.items()}
+        return drawn_from(count, (rows, columns), generator=generator, progress=progress, **those)
+
+    masks, many = draw(samples), draw(_DRAWS).float()
+    shares, chance = many.mean(dim=1), many.mean(dim=0)
+    if json:
+        _print_json(drawn_from, (rows, columns), seed, masks, shares, chance)
+    else:
+        _print_masks(drawn_from, (rows, columns), masks, shares, chance, sorted(signals))
+    if out is not None:
+        _write_picture(drawn_from, (rows, columns), image, seed, progress, signals, out)
+        if not json:
+            print(f"\n{out}")
+    elif image is not None:
+        raise ValueError("--image lies below the masks of the picture; say where with --out.")
+
+
+def parse_grid(grid: str) -> tuple[int, int]:
+    """Read ``"14x14"``, or ``"14"``, as patch rows and columns.
+
+    >>> parse_grid("7x14")
+    (7, 14)
+
+    Raises:
+        ValueError: anything else.
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*(?:[x,X]\s*(\d+))?\s*", grid)
+    rows, columns = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= rows * columns <= 10_000:
+        raise ValueError(f"--grid must be patch rows x columns, such as 14x14; got {grid!r}.")
+    return rows, columns
+
+
+def stand_ins(masker: Masker, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """Return signals in the place of those that a network would give.
+
+    Args:
+        masker: whose needs are to be met.
+        grid: patch rows and columns.
+
+    Returns:
+        ``(1, N)`` for each: a round blob in the middle, as attention to an object might be.
+
+    Raises:
+        ValueError: the masker needs something else.
+    """
+    unknown = sorted(masker.needs - {"attention"})
+    if unknown:
+        raise ValueError(
+            f"{masker!r} needs {', '.join(unknown)}, which only images or a network can give. In "
+            "Python, plotting.plot_masker(masker, ...) takes signals of your own."
+        )
+    if not masker.needs:
+        return {}
+    y, x = (torch.linspace(-1, 1, side) if side > 1 else torch.zeros(1) for side in grid)
+    blob = torch.exp(-3 * (y[:, None] ** 2 + x[None, :] ** 2)).flatten()
+    return {"attention": (blob / blob.sum())[None]}
+
+
+def _print_masks(
+    masker: Masker,
+    grid: tuple[int, int],
+    masks: Tensor,
+    shares: Tensor,
+    chance: Tensor,
+    signals: list[str],
+) -> None:
+    rows, columns = grid
+    width = 2 * columns
+    across = max(1, min(len(masks), (_terminal_width() + 3) // (width + 3)))
+    print(f"{masker!r} on {rows}x{columns} patches")
+    if signals:
+        print(f"(for the {signals[0]}: a round blob in the middle)")
+    for start in range(0, len(masks), across):
+        some = masks[start : start + across].view(-1, rows, columns).tolist()
+        print()
+        for y in range(rows):
+            print(
+                "   ".join("".join(_HIDDEN if on else _VISIBLE for on in mask[y]) for mask in some)
+            )
+        counts = (f"{sum(map(sum, mask))} of {rows * columns} hidden" for mask in some)
+        print("   ".join(f"{text:<{width}.{width}}" for text in counts).rstrip())
+    low, mean, high = (float(value) for value in (shares.min(), shares.mean(), shares.max()))
+    spread = f"always {mean:.1%}" if low == high else f"{mean:.1%}, {low:.1%} to {high:.1%}"
+    print(f"\nhidden share of {_DRAWS:,} draws: {spread}")
+    least, most = float(chance.min()), float(chance.max())
+    print(f"a patch is hidden in {least:.0%} to {most:.0%} of them, from ' ' never to '@' most:")
+    for row in (9 * chance / max(most, 1e-9)).round().int().view(rows, columns).tolist():
+        print("".join(2 * _SHADES[value] for value in row).rstrip())
+
+
+def _print_json(
+    masker: Masker,
+    grid: tuple[int, int],
+    seed: int,
+    masks: Tensor,
+    shares: Tensor,
+    chance: Tensor,
+) -> None:
+    found = {
+        "masker": repr(masker),
+        "grid": list(grid),
+        "seed": seed,
+        "draws": _DRAWS,
+        "hidden_share": {
+            "mean": float(shares.mean()),
+            "least": float(shares.min()),
+            "most": float(shares.max()),
+        },
+        "hidden_probability": chance.view(grid).tolist(),
+        "masks": masks.view(-1, *grid).int().tolist(),
+    }
+    print(json.dumps(found))
+
+
+def _write_picture(
+    masker: Masker,
+    grid: tuple[int, int],
+    image: Path | None,
+    seed: int,
+    progress: float,
+    signals: dict[str, Tensor],
+    out: Path,
+) -> None:
+    from maskdistill import plotting
+
+    pictures = None if image is None else _picture(image, grid)[None]
+    figure = plotting.plot_masker(
+        masker,
+        grid,
+        pictures=pictures,
+        progress=progress,
+        generator=torch.Generator().manual_seed(seed),
+        **signals,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+
+
+def _picture(path: Path, grid: tuple[int, int]) -> Tensor:
+    """Read an image and cut it to a size that the grid divides, ``(3, H, W)`` uint8."""
+    import torchvision.transforms.v2.functional as TF
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}.") from None
+    patch = max(1, 392 // max(grid))
+    height, width = patch * grid[0], patch * grid[1]
+    scale = max(height / image.height, width / image.width)
+    size = [max(round(image.height * scale), height), max(round(image.width * scale), width)]
+    pixels: Tensor = TF.center_crop(TF.pil_to_tensor(image.resize(size[::-1])), [height, width])
+    return pixels
+
+
+def _terminal_width() -> int:
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):  # a pipe, or a captured stream
+        return 100
