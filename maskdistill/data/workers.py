@@ -1,4 +1,4 @@
-"""What a loader's worker does first: it computes on one thread, and outlasts signals for a while."""
+"""What a loader's worker does first: compute on one thread, and outlast signals for a while."""
 
 from __future__ import annotations
 
