@@ -397,7 +397,7 @@ def test_what_does_not_fit_or_is_not_there(folder: Path, tmp_path: Path) -> None
 
 
 def test_open_data_points_at_the_door_for_shards(folder: Path) -> None:
-    with pytest.raises(ValueError, match="read by maskdistill.data.shards.open_shards"):
+    with pytest.raises(ValueError, match=r"as --shards, or to maskdistill.data.open_shards"):
         open_data(folder)
 
 

@@ -306,11 +306,8 @@ def test_a_signal_to_the_workers_as_well(
     assert latest_checkpoint(tmp_path).step == 3
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="cannot ask who sent a signal")
 @pytest.mark.parametrize("start", ["fork", "forkserver"])
-def test_only_the_main_process_ends_its_workers(
-    build: Build, whole: Path, tmp_path: Path, start: str
-) -> None:
+def test_workers_outlast_signals(build: Build, whole: Path, tmp_path: Path, start: str) -> None:
     """torchrun and schedulers signal the workers too, without whom no step would be finished."""
     before = multiprocessing.get_start_method()
     others = set(multiprocessing.active_children())
@@ -332,6 +329,33 @@ def test_only_the_main_process_ends_its_workers(
         multiprocessing.set_start_method(before, force=True)
     assert set(multiprocessing.active_children()) <= others
     assert_same(saved(tmp_path), saved(whole))
+
+
+def test_a_hanging_worker_ends_after_a_while() -> None:
+    """Even where it hangs in something that Python cannot interrupt."""
+    code = """if True:
+        import ctypes, sys
+        from maskdistill.data import workers
+        workers.GRACE = 0.1
+        workers.prepare_worker(0)
+        print("ready", flush=True)
+        ctypes.CDLL(None).pause.restype = None
+        while True:
+            ctypes.CDLL(None).pause()  # a signal wakes it, and it hangs again"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as worker:
+        try:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+            for number in (signal.SIGINT, signal.SIGUSR1):
+                worker.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                worker.wait(0.5)
+            worker.terminate()
+            assert worker.wait(30) == 0
+        finally:
+            worker.kill()
 
 
 def test_data_that_fail_save_the_finished_steps(build: Build, tmp_path: Path) -> None:
