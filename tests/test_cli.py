@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -171,7 +173,7 @@ def test_show_draws_what_the_masker_draws(capsys: pytest.CaptureFixture[str]) ->
     for sample in range(4):
         cells = [[row[sample][2 * x] == "█" for x in range(8)] for row in drawn]
         assert cells == masks[sample].tolist()
-    assert lines[8].split("   ")[0].rstrip() == "19 of 48 hidden"
+    assert lines[8].split("   ")[0].rstrip() == "19/48 hidden"
     assert "hidden share of 2,000 draws: always 39.6%" in printed
     again = run(capsys, "show", "BlockMasker(0.4)", "--grid", "6x8", "--seed", "3")[1]
     assert again == printed
@@ -289,3 +291,16 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert stopped.value.code == 0
         printed = capsys.readouterr().out
         assert f"usage: maskdistill {command}" in printed
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
+
+
+def test_the_page_shows_what_the_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
+    pair = r"```console\n([^`]*)```\n\n```text\n([^`]*)```"
+    blocks = re.findall(pair, PAGE.read_text(encoding="utf-8"))
+    assert len(blocks) >= 3
+    for command, printed in blocks:
+        name, *arguments = shlex.split(command, comments=True)
+        assert name == "maskdistill"
+        assert run(capsys, *arguments) == (0, printed, "")

@@ -34,7 +34,7 @@ WITH_CODE = {
 WITH_CODE |= {f"methods/{name}.md" for name in presets.NAMES}
 # Made from the docstrings, which are tested where they stand; pictures; measurements; and diffs of
 # other people's code, which tests/recipes compares with what the examples apply.
-WITHOUT_CODE = {"api.md", "distributed.md", "gallery.md", "speed.md"} | {
+WITHOUT_CODE = {"api.md", "command-line.md", "distributed.md", "gallery.md", "speed.md"} | {
     f"recipes/{name}.md" for name in ("dino", "lightly", "lightning", "transformers")
 }
 

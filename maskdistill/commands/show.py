@@ -124,7 +124,7 @@ def _print_masks(
     signals: list[str],
 ) -> None:
     rows, columns = grid
-    width = 2 * columns
+    width = max(2 * columns, len("999/999 hidden"))
     across = max(1, min(len(masks), (_terminal_width() + 3) // (width + 3)))
     print(f"{masker!r} on {rows}x{columns} patches")
     if signals:
@@ -133,11 +133,10 @@ def _print_masks(
         some = masks[start : start + across].view(-1, rows, columns).tolist()
         print()
         for y in range(rows):
-            print(
-                "   ".join("".join(_HIDDEN if on else _VISIBLE for on in mask[y]) for mask in some)
-            )
-        counts = (f"{sum(map(sum, mask))} of {rows * columns} hidden" for mask in some)
-        print("   ".join(f"{text:<{width}.{width}}" for text in counts).rstrip())
+            cells = ("".join(_HIDDEN if on else _VISIBLE for on in mask[y]) for mask in some)
+            print("   ".join(f"{text:<{width}}" for text in cells).rstrip())
+        counts = (f"{sum(map(sum, mask))}/{rows * columns} hidden" for mask in some)
+        print("   ".join(f"{text:<{width}}" for text in counts).rstrip())
     low, mean, high = (float(value) for value in (shares.min(), shares.mean(), shares.max()))
     spread = f"always {mean:.1%}" if low == high else f"{mean:.1%}, {low:.1%} to {high:.1%}"
     print(f"\nhidden share of {_DRAWS:,} draws: {spread}")
