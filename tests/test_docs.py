@@ -31,12 +31,23 @@ WITH_CODE = {
     "index.md", "learned.md", "models.md", "quickstart.md", "recipes/collated.md",
     "recipes/index.md", "trainer.md", "views.md",
 }  # fmt: skip
+WITH_CODE |= {
+    f"evaluation/{name}.md"
+    for name in (
+        "attention", "discovery", "features", "few-shot", "health", "knn", "linear", "robustness",
+    )
+}  # fmt: skip
 WITH_CODE |= {f"methods/{name}.md" for name in presets.NAMES}
 # Made from the docstrings, which are tested where they stand; pictures; measurements; and diffs of
 # other people's code, which tests/recipes compares with what the examples apply.
-WITHOUT_CODE = {"api.md", "command-line.md", "distributed.md", "gallery.md", "speed.md"} | {
-    f"recipes/{name}.md" for name in ("dino", "lightly", "lightning", "transformers")
-}
+WITHOUT_CODE = {
+    "api.md",
+    "command-line.md",
+    "distributed.md",
+    "evaluation/index.md",
+    "gallery.md",
+    "speed.md",
+} | {f"recipes/{name}.md" for name in ("dino", "lightly", "lightning", "transformers")}
 
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<kind>[\w-]+)[^\n]*\n(?P<body>.*?)^(?P=indent)```[ ]*$\n?",

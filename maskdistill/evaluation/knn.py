@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskdistill.evaluation.features import check_split
 
-@torch.no_grad()
+_BANK = 16_384
+"""Training images at a time, which bounds the memory together with ``chunk``."""
+
+
 def knn_accuracy(
     train_features: Tensor,
     train_labels: Tensor,
@@ -24,47 +30,91 @@ def knn_accuracy(
     >>> knn_accuracy(bank, labels, bank, labels, k=1)
     1.0
 
+    `knn_accuracies` of one k; the arguments and errors are its own.
+    """
+    found = knn_accuracies(
+        train_features,
+        train_labels,
+        test_features,
+        test_labels,
+        ks=(k,),
+        temperature=temperature,
+        chunk=chunk,
+    )
+    return found[k]
+
+
+@torch.no_grad()
+def knn_accuracies(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    chunk: int = 1024,
+) -> dict[int, float]:
+    """Return for several k the share of test images whose neighbours vote for their class.
+
+    >>> bank, labels = torch.eye(4), torch.arange(4)
+    >>> knn_accuracies(bank, labels, bank, labels, ks=(1, 2))
+    {1: 1.0, 2: 1.0}
+
     Features are L2-normalised; each of the k most similar training images votes for its class with
-    weight exp(similarity / temperature) (Wu et al., 2018; Caron et al., 2021).
+    weight exp(similarity / temperature) (Wu et al., 2018, equation 6; Caron et al., 2021). All k
+    share one search, and neither all similarities nor a copy of the bank is ever in memory.
 
     Args:
-        train_features: ``(n, D)``.
-        train_labels: ``(n,)`` int64, from 0.
-        test_features: ``(m, D)``; m may be small.
-        test_labels: ``(m,)``.
-        k: neighbours; at most n are used.
-        temperature: of the weights.
-        chunk: test images at a time, which bounds the memory.
+        train_features: ``(n, D)``, the bank.
+        train_labels: ``(n,)``, any whole numbers; they may skip some.
+        test_features: ``(m, D)``; m may be small. Where one of the two is on an accelerator, the
+            work is done there.
+        test_labels: ``(m,)``. An image of a class that is not in the bank counts as wrong.
+        ks: numbers of neighbours; at most n are used.
+        temperature: of the weights, above 0.
+        chunk: test images at a time, which bounds the memory: about 100 kB each.
 
     Returns:
-        Top-1 accuracy in [0, 1].
+        Top-1 accuracy in [0, 1] by k, in the order of ``ks``.
 
     Raises:
-        ValueError: empty, misshapen or non-finite input.
+        ValueError: empty, misshapen or non-finite input, no class in common, or a k below 1.
     """
-    for name, features, labels in (
-        ("train", train_features, train_labels),
-        ("test", test_features, test_labels),
-    ):
-        if features.ndim != 2 or len(features) != len(labels) or not len(features):
-            raise ValueError(
-                f"{name}_features must be (n, D) with n >= 1 labels; got "
-                f"{tuple(features.shape)} and {tuple(labels.shape)}."
-            )
-        if not torch.isfinite(features).all():
-            raise ValueError(
-                f"{name}_features hold NaN or infinite numbers; has training diverged?"
-            )
-    if k < 1:
-        raise ValueError(f"k must be an int >= 1; got {k!r}.")
-    k = min(k, len(train_features))
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    bank = F.normalize(train_features.float(), dim=1)
-    correct = 0
+    check_split(train_features, train_labels, test_features, test_labels)
+    if not ks or min(ks) < 1:
+        raise ValueError(f"each k must be an int >= 1; got {', '.join(map(str, ks)) or 'none'}.")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0; got {temperature!r}.")
+    if chunk < 1:
+        raise ValueError(f"chunk must be an int >= 1; got {chunk!r}.")
+    device = test_features.device if test_features.is_cuda else train_features.device
+    classes, voted = train_labels.to(device).unique(return_inverse=True)
+    steps = sorted({min(k, len(train_features)) for k in ks})
+    correct = torch.zeros(len(steps), dtype=torch.int64, device=device)
     for features, labels in zip(test_features.split(chunk), test_labels.split(chunk), strict=True):
-        similarity, nearest = (F.normalize(features.float(), dim=1) @ bank.T).topk(k, dim=1)
+        similarity, nearest = _search(features.to(device), train_features, steps[-1])
         # Relative to the nearest, so that no temperature overflows.
         weight = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes = torch.zeros(len(features), classes).scatter_add_(1, train_labels[nearest], weight)
-        correct += int((votes.argmax(dim=1) == labels).sum())
-    return correct / len(test_features)
+        votes = torch.zeros(len(features), len(classes), device=device)
+        wanted, before = labels.to(device), 0
+        for i, k in enumerate(steps):  # what the nearer ones voted stays
+            votes.scatter_add_(1, voted[nearest[:, before:k]], weight[:, before:k])
+            correct[i] += (classes[votes.argmax(dim=1)] == wanted).sum()
+            before = k
+    share = dict(zip(steps, (correct.double() / len(test_features)).tolist(), strict=True))
+    return {k: share[min(k, len(train_features))] for k in ks}
+
+
+def _search(features: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the cosine similarities and the rows of the k nearest, the nearest first."""
+    queries = F.normalize(features.float(), dim=1)
+    best = queries.new_empty(len(queries), 0)
+    rows = torch.empty_like(best, dtype=torch.int64)
+    for first in range(0, len(bank), _BANK):
+        part = F.normalize(bank[first : first + _BANK].to(queries.device).float(), dim=1)
+        found, at = (queries @ part.T).topk(min(k, len(part)), dim=1, sorted=False)
+        best, rows = torch.cat([best, found], dim=1), torch.cat([rows, at + first], dim=1)
+        best, order = best.topk(min(k, best.shape[1]), dim=1)
+        rows = rows.gather(1, order)
+    return best, rows

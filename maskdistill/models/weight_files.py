@@ -254,7 +254,7 @@ def fitting_model(state: Mapping[str, Tensor], layout: str) -> str:
     told = f"The file holds {depth} blocks of width {width} in patches of {patch}" + (
         f" with {registers} register tokens" if registers else ""
     )
-    name, arguments = _timm_name(state, layout, width, depth, patch, registers)
+    name, arguments = timm_name(state, layout, width, depth, patch, registers)
     if name is None:
         return f"{told}."
     import timm
@@ -268,7 +268,7 @@ def fitting_model(state: Mapping[str, Tensor], layout: str) -> str:
     return f"{told}: build timm.create_model({name!r}, num_classes=0{written})."
 
 
-def _timm_name(
+def timm_name(
     state: Mapping[str, Tensor], layout: str, width: int, depth: int, patch: int, registers: int
 ) -> tuple[str | None, dict[str, Any]]:
     """Return the name of timm's model and what differs from it; None for what cannot be told."""

@@ -1,0 +1,382 @@
+"""All of a model's attention quality in one table, next to random weights and a centred box."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from maskdistill.data.augment import normalize
+from maskdistill.evaluation.attention import attention_jaccard, pointing_game
+from maskdistill.evaluation.attention_statistics import (
+    attention_entropy,
+    attention_spread,
+    head_diversity,
+    mean_attention_distance,
+    patch_weights,
+    reading_weights,
+)
+from maskdistill.evaluation.boxes import (
+    attention_boxes,
+    centre_box_corloc,
+    centre_box_jaccard,
+    corloc,
+    in_pixels,
+    mask_boxes,
+)
+from maskdistill.evaluation.discovery import lost, reading_keys, token_cut
+from maskdistill.models import MaskedViT
+from maskdistill.models.probing import evaluating
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionScores:
+    """What is measured of one model's last attention; means over images.
+
+    Attributes:
+        jaccard_best_head: see ``AttentionJaccard``.
+        jaccard_mean_over_heads: the same.
+        jaccard_head_mean: the same.
+        corloc_attention: CorLoc of the box of the head-mean map.
+        corloc_lost: CorLoc of LOST's box; None where the model has no keys to read.
+        corloc_token_cut: CorLoc of TokenCut's box; None likewise.
+        pointing_best_head: see ``PointingGame``.
+        pointing_mean_over_heads: the same.
+        pointing_head_mean: the same.
+        entropy: of a head's map, over ln N; 1 is even.
+        head_diversity: Jensen-Shannon divergence between heads, in bits.
+        attention_spread: of a head's map around its centre, in pixels.
+        attention_distance: mean attention distance of the last block, over heads, in pixels; None
+            where its attention cannot be read.
+    """
+
+    jaccard_best_head: float
+    jaccard_mean_over_heads: float
+    jaccard_head_mean: float
+    corloc_attention: float
+    corloc_lost: float | None
+    corloc_token_cut: float | None
+    pointing_best_head: float
+    pointing_mean_over_heads: float
+    pointing_head_mean: float
+    entropy: float
+    head_diversity: float
+    attention_spread: float
+    attention_distance: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreScores:
+    """What needs no model: one box in the middle of all images, or their middle point.
+
+    Attributes:
+        jaccard: of the best of 20 centred boxes.
+        jaccard_area: that box's share of the image.
+        corloc: of the best of them for this.
+        corloc_area: that box's share of the image.
+        pointing: share of images whose middle lies on the object.
+    """
+
+    jaccard: float
+    jaccard_area: float
+    corloc: float
+    corloc_area: float
+    pointing: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionQuality:
+    """A model's scores next to what they have to beat; ``print`` it to read it.
+
+    Attributes:
+        model: the model's scores.
+        random_init: the same model's with random weights, averaged over seeds.
+        random_init_each: the same, of each seed.
+        centre: the centred box's.
+        images: number of images.
+        mass: share of the attention that counted as the object.
+        tolerance: pixels, of the pointing game.
+    """
+
+    model: AttentionScores
+    random_init: AttentionScores
+    random_init_each: tuple[AttentionScores, ...]
+    centre: CentreScores
+    images: int
+    mass: float
+    tolerance: float
+
+    def __str__(self) -> str:
+        """Lay the scores out as a table."""
+        centre = {
+            "jaccard_head_mean": self.centre.jaccard,
+            "corloc_attention": self.centre.corloc,
+            "pointing_head_mean": self.centre.pointing,
+        }
+        head = f"{self.images:,} images"
+        lines = [f"{head:<26}{'model':>7}{'random init':>14}{'(of seeds)':>16}{'centre':>8}"]
+        for field in dataclasses.fields(AttentionScores):
+            name = field.name
+            each = [getattr(one, name) for one in self.random_init_each]
+            pixels = name in ("attention_spread", "attention_distance")
+            ours, theirs = (
+                _shown(getattr(one, name), pixels) for one in (self.model, self.random_init)
+            )
+            seeds = (
+                "" if None in each else f"{_shown(min(each), pixels)}-{_shown(max(each), pixels)}"
+            )
+            title = name.replace("_", " ") + (" (px)" if pixels else "")
+            middle = _shown(centre.get(name), pixels)
+            lines.append(f"{title:<26}{ours:>7}{theirs:>14}{seeds:>16}{middle:>8}".rstrip())
+        return "\n".join(lines)
+
+
+def _shown(value: float | None, pixels: bool) -> str:
+    return "" if value is None else f"{value:.1f}" if pixels else f"{value:.3f}"
+
+
+def attention_quality(
+    vit: nn.Module,
+    images: Tensor,
+    masks: Tensor,
+    *,
+    boxes: Tensor | Sequence[Tensor] | None = None,
+    ignore: Tensor | None = None,
+    baseline: Literal["random init"] | AttentionQuality = "random init",
+    seeds: Sequence[int] = (0, 1),
+    mass: float = 0.6,
+    tolerance: float = 0,
+    discovery: bool = True,
+    batch_size: int = 32,
+) -> AttentionQuality:
+    """Measure a model's last attention against object masks, next to baselines.
+
+    >>> import maskdistill as md
+    >>> from maskdistill.data import Scenes
+    >>> scenes = Scenes(8, size=32, split="val")
+    >>> images = torch.from_numpy(scenes.images).permute(0, 3, 1, 2)
+    >>> vit = md.MaskedViT(md.create_backbone("vit_tiny_patch16_224", 32, 8, depth=2))
+    >>> quality = attention_quality(vit, images, torch.from_numpy(scenes.masks))
+    >>> quality.images, 0 < quality.model.jaccard_best_head < 1
+    (8, True)
+
+    Everything is also measured of a copy of the model with new random weights, and of a box in the
+    middle of the images: a number means something above these two only. The best centred box is
+    chosen on the truth, so it is at its strongest.
+
+    Args:
+        vit: a ``MaskedViT``, or a ViT of timm; runs in evaluation mode, as it is, without masks.
+        images: ``(B, 3, H, W)``: uint8 pixels, which are normalised here, or floats, which are
+            taken as normalised. They may stay on the CPU; batches go to the model's device.
+        masks: ``(B, H, W)`` bool, True on the object, of the very images.
+        boxes: true boxes for CorLoc, as in ``corloc``; None is one tight box around each mask.
+        ignore: void pixels, as in ``attention_jaccard``.
+        baseline: ``"random init"`` measures it; a former result for the same images and the same
+            kind of model lends its own, so that several checkpoints share one.
+        seeds: of the random weights, one copy each. Their scores differ, so one is not enough to
+            say what random weights give.
+        mass: share of the attention that counts as the object, for Jaccard and the box.
+        tolerance: pixels, of the pointing game.
+        discovery: whether to run LOST and TokenCut, which take about as long as a small model.
+        batch_size: images per forward.
+
+    Raises:
+        ValueError: masks of another size than the images, no images, images without an object, no
+            seeds, or a model whose attention cannot be read.
+    """
+    _check(images, masks, seeds, baseline)
+    if boxes is None:
+        boxes = mask_boxes(masks).float()
+    with _wrapped(vit) as model:
+        run = _Run(images, masks, boxes, ignore, mass, tolerance, discovery, batch_size)
+        own = _measure(model, run)
+        if isinstance(baseline, AttentionQuality):
+            each = baseline.random_init_each
+        else:
+            each = tuple(_measure(reinitialised(model, seed), run) for seed in seeds)
+    return AttentionQuality(
+        own, _mean(each), each, _centre(run), len(images), float(mass), float(tolerance)
+    )
+
+
+@torch.no_grad()
+def reinitialised(vit: MaskedViT, seed: int = 0) -> MaskedViT:
+    """Return a copy of a model with new random weights, as if never trained.
+
+    >>> import maskdistill as md
+    >>> vit = md.MaskedViT(md.create_backbone("vit_tiny_patch16_224", 32, 8, depth=2))
+    >>> other = reinitialised(vit, seed=1)
+    >>> torch.equal(other.pos_embed, vit.pos_embed)
+    False
+
+    Every layer resets itself, and then the model, as timm's do; the class token is a truncated
+    normal of 0.02, as in facebookresearch/dino. What neither resets stays where it is constant;
+    else it becomes a truncated normal of 0.02, or, of one dimension, ones for weights and zeros for
+    biases. No global random state is used or changed.
+
+    Args:
+        vit: to be copied.
+        seed: the same seed gives the same weights, on any device.
+    """
+    copied = copy.deepcopy(vit)
+    device = next(vit.parameters()).device
+    model: Any = copied.backbone.cpu()
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    for weight in model.parameters():
+        weight.fill_(torch.nan)  # what nothing resets is seen by it
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        own = getattr(model, "init_weights", None)
+        if callable(own):
+            own()
+        token = getattr(model, "cls_token", None)
+        if isinstance(token, nn.Parameter):
+            nn.init.trunc_normal_(token, std=0.02)
+        for name, weight in model.named_parameters():
+            if not weight.isnan().any():
+                continue
+            old = before[name].flatten()
+            if bool((old == old[0]).all()):  # starts so, as biases do
+                weight.copy_(before[name])
+            elif weight.ndim > 1:
+                nn.init.trunc_normal_(weight, std=0.02)
+            else:
+                weight.fill_(float(name.endswith(("weight", "gamma", "scale"))))
+    return copied.to(device)
+
+
+# --- Parts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What all models of a report are measured on."""
+
+    images: Tensor
+    masks: Tensor
+    boxes: Tensor | Sequence[Tensor]
+    ignore: Tensor | None
+    mass: float
+    tolerance: float
+    discovery: bool
+    batch_size: int
+
+
+@torch.no_grad()
+def _measure(vit: MaskedViT, run: _Run) -> AttentionScores:
+    """Measure one model: one pass over the images, then the scores of all."""
+    size = (run.images.shape[2], run.images.shape[3])
+    grid, weight = vit.grid(*size), next(vit.parameters())
+    weights: list[Tensor] = []
+    maps, distances, lost_boxes, cut_boxes = [], [], [], []
+    with evaluating(vit), vit.record_attention() as record, ExitStack() as stack:
+        keys = _keys(vit, stack) if run.discovery else None
+        blocks = getattr(vit.backbone, "blocks", None)
+        last = getattr(blocks[-1], "attn", None) if isinstance(blocks, _LISTS) else None
+        stack.enter_context(reading_weights(last, lambda seen: weights.append(seen)))
+        for part in run.images.split(run.batch_size):
+            part = part.to(weight.device)
+            vit((normalize(part) if part.dtype == torch.uint8 else part).to(weight.dtype))
+            maps.append(record.attention.float())
+            if weights:
+                seen = patch_weights(weights.pop(), grid, vit.prefix_tokens).float()
+                distances.append(mean_attention_distance(seen, grid, vit.patch_size))
+            if keys is not None:
+                found = keys()
+                lost_boxes.append(lost(found, grid).boxes)
+                cut_boxes.append(token_cut(found, grid).boxes)
+    attention = torch.cat(maps)
+    jaccard = attention_jaccard(attention, run.masks, grid, mass=run.mass, ignore=run.ignore)
+    pointing = pointing_game(attention, run.masks, grid, tolerance=run.tolerance)
+    mean = attention.mean(dim=1, keepdim=True)
+    box = attention_boxes(mean, grid, size, mass=run.mass)[:, 0]
+
+    def found_by(boxes: list[Tensor]) -> float | None:
+        return corloc(in_pixels(torch.cat(boxes), grid, size), run.boxes) if boxes else None
+
+    return AttentionScores(
+        *jaccard,
+        corloc(box, run.boxes),
+        found_by(lost_boxes),
+        found_by(cut_boxes),
+        *pointing,
+        entropy=float(attention_entropy(attention).mean()),
+        head_diversity=float(head_diversity(attention).mean()),
+        attention_spread=float(attention_spread(attention, grid, vit.patch_size).mean()),
+        attention_distance=float(torch.cat(distances).mean()) if distances else None,
+    )
+
+
+_LISTS = (nn.Sequential, nn.ModuleList)
+
+
+def _keys(vit: MaskedViT, stack: ExitStack) -> Any:
+    try:
+        return stack.enter_context(reading_keys(vit))
+    except ValueError:  # a model whose attention can be read, but has no keys in timm's way
+        return None
+
+
+def _centre(run: _Run) -> CentreScores:
+    jaccard = centre_box_jaccard(run.masks, ignore=run.ignore)
+    size = (run.images.shape[2], run.images.shape[3])
+    located = centre_box_corloc(run.boxes, size)
+    middle = torch.ones(len(run.masks), 1, 1)  # one patch over all, whose middle is the image's
+    pointing = pointing_game(middle, run.masks, (1, 1), tolerance=run.tolerance)
+    return CentreScores(*jaccard, *located, pointing=pointing.head_mean)
+
+
+def _mean(each: Sequence[AttentionScores]) -> AttentionScores:
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(AttentionScores):
+        scores = [getattr(one, field.name) for one in each]
+        values[field.name] = None if None in scores else sum(scores) / len(scores)
+    return AttentionScores(**values)
+
+
+@contextmanager
+def _wrapped(vit: nn.Module) -> Iterator[MaskedViT]:
+    """Yield a ``MaskedViT``, the given one or one around a bare model, which it leaves again."""
+    if isinstance(vit, MaskedViT):
+        yield vit
+        return
+    wrapper = MaskedViT(vit, "pixel")
+    try:
+        yield wrapper
+    finally:
+        wrapper.unwrap()
+
+
+def _check(images: Tensor, masks: Tensor, seeds: Sequence[int], baseline: Any) -> None:
+    if images.ndim != 4 or not len(images) or images.dtype not in (torch.uint8, torch.float32):
+        raise ValueError(
+            "images must be (B, 3, H, W) uint8, or float32 and normalised, with B >= 1; got "
+            f"{tuple(images.shape)} {images.dtype}."
+        )
+    wanted = (len(images), *images.shape[2:])
+    if tuple(masks.shape) != wanted or masks.dtype != torch.bool:
+        raise ValueError(
+            f"masks must be {wanted} bool, of the very images; got {tuple(masks.shape)} "
+            f"{masks.dtype}. Resize images and masks alike; open_masks does."
+        )
+    if isinstance(baseline, AttentionQuality):
+        if baseline.images != len(images):
+            raise ValueError(
+                f"the baseline is of {baseline.images} images, these are {len(images)}; measure it "
+                "anew with baseline='random init'."
+            )
+    elif baseline != "random init":
+        raise ValueError(
+            f"baseline must be 'random init' or a former AttentionQuality; got {baseline!r}."
+        )
+    elif not seeds:
+        raise ValueError("seeds must name at least one copy with random weights, such as (0, 1).")

@@ -1,0 +1,360 @@
+"""Accuracy when patches are hidden: how much of the image the features need.
+
+The classifier is fitted on clean images and never again. What is hidden from image *i* depends on
+the seed and on *i* alone, not on the batch size or the device.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from maskdistill.applying import check_choice, check_mask, mask_pixels
+from maskdistill.data import normalize
+from maskdistill.data.augment import MEAN
+from maskdistill.evaluation.classifiers import Classifier
+from maskdistill.evaluation.pixels import accuracy, check_pixels, generator_of
+from maskdistill.masking import AttentionGuidedMasker, Masker, RandomMasker
+from maskdistill.masking.ratios import rounded_down
+from maskdistill.models import MaskedViT
+from maskdistill.models.probing import evaluating
+
+OcclusionKind: TypeAlias = Literal["random", "salient", "background"]
+"""``random``: any patches. ``salient``: the most attended first. ``background``: the least attended
+first."""
+OcclusionFill: TypeAlias = Literal["black", "mean", "noise", "drop"]
+"""``black``: pixels 0 before normalisation (Naseer et al., 2021). ``mean``: the data set's mean
+colour, which is 0 after normalisation. ``noise``: normal noise with each image's mean and
+deviation. ``drop``: the tokens are removed, so that no pixel stands in for them."""
+KINDS: tuple[OcclusionKind, ...] = get_args(OcclusionKind)
+OCCLUSION_FILLS: tuple[OcclusionFill, ...] = get_args(OcclusionFill)
+TENTHS = tuple(tenth / 10 for tenth in range(10))
+"""Naseer et al.'s ratios: 0 to 0.9."""
+
+
+class OcclusionCurve(NamedTuple):
+    """Accuracy against the share of patches that is hidden.
+
+    Attributes:
+        ratios: shares of patches that were to be hidden, ascending.
+        hidden: numbers of patches that were, floor(ratio * N).
+        accuracies: top-1 accuracy at each ratio, in [0, 1].
+        clean: accuracy with nothing hidden.
+        area: under the accuracies by the trapezoid rule, divided by the range of ratios: the mean
+            accuracy along the curve, in [0, 1].
+        retention: each accuracy as a share of the clean one; NaN where that is 0.
+    """
+
+    ratios: tuple[float, ...]
+    hidden: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    clean: float
+    area: float
+    retention: tuple[float, ...]
+
+
+@torch.no_grad()
+def attention_maps(vit: MaskedViT, images: Tensor, *, batch_size: int = 256) -> Tensor:
+    """Return the last attention averaged over heads: what ``"salient"`` is measured by.
+
+    Args:
+        vit: the model whose attention counts.
+        images: ``(n, 3, H, W)`` uint8.
+        batch_size: images per forward.
+
+    Returns:
+        ``(n, N)`` float32 on the CPU, for the patches of this model.
+
+    Raises:
+        ValueError: images that are not uint8 pixels, or a model without such an attention.
+    """
+    check_pixels(images)
+    device = next(vit.parameters()).device
+    with evaluating(vit):
+        maps = [vit.attention(normalize(part.to(device))) for part in images.split(batch_size)]
+    return torch.cat([part.float().mean(dim=1) for part in maps]).cpu()
+
+
+def occlusion_mask(
+    kind: OcclusionKind,
+    ratio: float,
+    grid: tuple[int, int],
+    batch: int,
+    *,
+    attention: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw which patches are hidden from each image.
+
+    >>> occlusion_mask("random", 0.3, (14, 14), 8).sum(dim=1).unique()
+    tensor([58])
+    >>> attention = torch.tensor([[0.1, 0.6, 0.2, 0.1]])
+    >>> occlusion_mask("salient", 0.5, (2, 2), 1, attention=attention)
+    tensor([[False,  True,  True, False]])
+
+    The maskers are ``RandomMasker`` and ``AttentionGuidedMasker``, with the protocol's rounding:
+    floor(ratio * N), so that tenths hide i * N // 10 patches (Naseer et al., 2021). With equally
+    seeded generators, what ``"random"`` hides at a ratio it also hides at every greater one.
+
+    Args:
+        kind: ``"random"``, ``"salient"`` (most attended first) or ``"background"`` (least attended
+            first).
+        ratio: share of patches to hide, in [0, 1].
+        grid: patch rows and columns; N patches.
+        batch: number of images.
+        attention: ``(B, N)`` or ``(B, heads, N)``, for the guided kinds; any saliency will do.
+        generator: source of the draw, and of the choice between equally attended patches.
+
+    Returns:
+        ``(B, N)`` bool, True = hidden, on the device of the attention, else of the generator.
+
+    Raises:
+        ValueError: an unknown kind, a ratio out of range, or attention missing or misshapen.
+    """
+    check_choice("kind", kind, KINDS)
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio must be a share of patches in [0, 1]; got {ratio!r}.")
+    patches = grid[0] * grid[1]
+    share = rounded_down(ratio * patches) / patches
+    if kind == "random":
+        return RandomMasker(share)(batch, grid, generator=generator)
+    if attention is None:
+        raise ValueError(
+            f"{kind!r} occlusion goes by attention: give attention=attention_maps(guide, images), "
+            "of one guide for all models that are compared."
+        )
+    masker: Masker = AttentionGuidedMasker(share, hide="most" if kind == "salient" else "least")
+    return masker(batch, grid, generator=generator, attention=attention)
+
+
+def occlude(
+    images: Tensor,
+    mask: Tensor,
+    patch_size: int | tuple[int, int],
+    fill: OcclusionFill = "black",
+    *,
+    seed: int = 0,
+    first: int = 0,
+) -> Tensor:
+    """Fill hidden patches of pixels that are not normalised yet.
+
+    >>> images = torch.full((1, 3, 4, 4), 200, dtype=torch.uint8)
+    >>> occlude(images, torch.tensor([[True, False, False, False]]), 2)[0, 0]
+    tensor([[  0.,   0., 200., 200.],
+            [  0.,   0., 200., 200.],
+            [200., 200., 200., 200.],
+            [200., 200., 200., 200.]])
+
+    Args:
+        images: ``(B, 3, H, W)``, uint8 or floats from 0 to 255.
+        mask: ``(B, N)`` bool, True = hidden.
+        patch_size: pixels per patch, one int or (height, width).
+        fill: ``"black"``, ``"mean"`` or ``"noise"``.
+        seed: of the noise.
+        first: number of the first of these images in its data set: each image's noise depends on
+            the seed and its number alone.
+
+    Returns:
+        ``(B, 3, H, W)`` float32 from 0 to 255, for ``normalize``; noise goes beyond those bounds.
+
+    Raises:
+        ValueError: an unknown fill, ``"drop"``, which is no matter of pixels, or a mask that does
+            not fit.
+    """
+    check_choice("fill", fill, OCCLUSION_FILLS)
+    pixels = images.float()
+    if fill == "drop":
+        raise ValueError(
+            "fill='drop' removes tokens and fills no pixels; hand the mask to a "
+            "MaskedViT(..., apply='drop'), or use occluded_features."
+        )
+    if fill == "noise":
+        parts = [
+            mask_pixels(
+                pixels[i : i + 1], mask[i : i + 1], patch_size, "noise",
+                generator=generator_of(seed, "occlusion noise", first + i),
+            )
+            for i in range(len(pixels))
+        ]  # fmt: skip
+        return torch.cat(parts)
+    filled = mask_pixels(pixels, mask, patch_size, "zero")
+    if fill == "black":
+        return filled
+    # What the visible patches keep of a plain image is 1, of the hidden ones 0.
+    visible = mask_pixels(torch.ones_like(pixels), mask, patch_size, "zero")
+    return filled + (1 - visible) * _mean_colour(pixels.device)
+
+
+@torch.no_grad()
+def occluded_features(
+    vit: MaskedViT,
+    images: Tensor,
+    masks: Tensor | None = None,
+    *,
+    fill: OcclusionFill = "black",
+    seed: int = 0,
+    batch_size: int = 256,
+) -> Tensor:
+    """Embed images of which patches are hidden.
+
+    >>> occluded_features(vit, images, masks, fill="drop").shape  # doctest: +SKIP
+    torch.Size([1000, 192])
+
+    Args:
+        vit: in front of any network for pixel fills; with ``apply="drop"`` for ``"drop"``.
+        images: ``(n, 3, H, W)`` uint8, as `evaluation_images` gives them.
+        masks: ``(n, N)`` bool, True = hidden; None hides nothing.
+        fill: what takes the place of hidden patches.
+        seed: of the noise.
+        batch_size: images per forward; no matter for the result.
+
+    Returns:
+        ``(n, D)`` float32 on the model's device.
+
+    Raises:
+        ValueError: images that are not uint8 pixels, masks of another size, an unknown fill, or
+            ``"drop"`` with a model that does not drop or rows that hide different numbers.
+    """
+    check_choice("fill", fill, OCCLUSION_FILLS)
+    check_pixels(images)
+    grid = vit.grid(images.shape[2], images.shape[3])
+    device = next(vit.parameters()).device
+    visible = None
+    if masks is not None:
+        check_mask(masks, len(images), grid)
+        if fill == "drop":
+            visible = _visible(vit, masks)
+    features = []
+    with evaluating(vit):
+        for start in range(0, len(images), batch_size):
+            rows = slice(start, start + batch_size)
+            batch, mask = images[rows].to(device), None
+            if masks is not None:
+                mask = masks[rows].to(device)
+            if mask is None or fill == "drop":
+                features.append(vit.embed(normalize(batch), mask, visible=visible))
+                continue
+            batch = occlude(batch, mask, vit.patch_size, fill, seed=seed, first=start)
+            features.append(vit.embed(normalize(batch)))
+    return torch.cat(features).float()
+
+
+def occlusion_curve(
+    vit: MaskedViT,
+    classify: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    kinds: Sequence[OcclusionKind] = ("random",),
+    ratios: Sequence[float] = TENTHS,
+    fill: OcclusionFill = "black",
+    attention: Tensor | None = None,
+    per_image: bool = True,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> dict[OcclusionKind, OcclusionCurve]:
+    """Measure the accuracy as more and more patches are hidden.
+
+    >>> classify = knn_classifier(train_features, train_labels)  # doctest: +SKIP
+    >>> curve = occlusion_curve(vit, classify, images, labels)["random"]  # doctest: +SKIP
+    >>> curve.area, curve.retention[5]  # doctest: +SKIP
+    (0.412, 0.83)
+
+    Naseer et al., 2021 ("Intriguing Properties of Vision Transformers"), with its defaults: random
+    patches, black before normalisation, 0 to 90 % in tenths.
+
+    Args:
+        vit: as for `occluded_features`.
+        classify: from features to labels, fitted on *clean* images: `knn_classifier`,
+            `linear_classifier`, or a function of your own.
+        images: ``(n, 3, H, W)`` uint8, as `evaluation_images` gives them.
+        labels: ``(n,)``.
+        kinds: which patches go first.
+        ratios: shares of patches to hide, ascending, at least two, in [0, 1).
+        fill: what takes their place.
+        attention: ``(n, N)`` or ``(n, heads, N)``, for ``"salient"`` and ``"background"``, such as
+            `attention_maps` of one guide for all models that are compared.
+        per_image: draw random patches anew for each image; False takes one draw for all of them,
+            as the original does for each batch.
+        seed: of the draws.
+        batch_size: images per forward; no matter for the result.
+
+    Returns:
+        One curve per kind.
+
+    Raises:
+        ValueError: labels that do not match, ratios that do not ascend, and what `occlusion_mask`
+            and `occluded_features` refuse.
+    """
+    check_pixels(images, labels)
+    ratios = tuple(float(ratio) for ratio in ratios)
+    if (
+        len(ratios) < 2
+        or list(ratios) != sorted(set(ratios))
+        or not 0 <= ratios[0] < ratios[-1] < 1
+    ):
+        raise ValueError(
+            f"ratios must be at least two, ascending, from 0 to less than 1; got {ratios}."
+        )
+    check_choice("fill", fill, OCCLUSION_FILLS)
+    rows, columns = grid = vit.grid(images.shape[2], images.shape[3])
+    hidden = tuple(rounded_down(ratio * rows * columns) for ratio in ratios)
+
+    def accuracy_of(masks: Tensor | None) -> float:
+        features = occluded_features(
+            vit, images, masks, fill=fill, seed=seed, batch_size=batch_size
+        )
+        return accuracy(classify(features), labels)
+
+    # Before anything runs: what is missing is said at once, and not after half of the curves.
+    for kind in kinds:
+        occlusion_mask(kind, ratios[0], grid, len(images), attention=attention)
+    clean, curves = accuracy_of(None), {}
+    for kind in kinds:
+        found = []
+        for ratio, count in zip(ratios, hidden, strict=True):
+            one = kind == "random" and not per_image
+            masks = occlusion_mask(
+                kind, ratio, grid, 1 if one else len(images),
+                attention=attention, generator=generator_of(seed, "occlusion", kind),
+            )  # fmt: skip
+            found.append(accuracy_of(masks.expand(len(images), -1)) if count else clean)
+        curves[kind] = _curve(ratios, hidden, tuple(found), clean)
+    return curves
+
+
+def _curve(
+    ratios: tuple[float, ...], hidden: tuple[int, ...], accuracies: tuple[float, ...], clean: float
+) -> OcclusionCurve:
+    area = torch.trapezoid(
+        torch.tensor(accuracies, dtype=torch.float64), torch.tensor(ratios, dtype=torch.float64)
+    )
+    retention = tuple(value / clean if clean else float("nan") for value in accuracies)
+    span = ratios[-1] - ratios[0]
+    return OcclusionCurve(ratios, hidden, accuracies, clean, float(area) / span, retention)
+
+
+def _visible(vit: MaskedViT, masks: Tensor) -> int:
+    """Return how many patches every row shows, for a model that drops the others."""
+    if vit.apply_mask != "drop":
+        raise ValueError(
+            f"fill='drop' needs a model that drops tokens, but this one has apply="
+            f"{vit.apply_mask!r}. Wrap it again: MaskedViT(vit.unwrap(), apply='drop')."
+        )
+    counts = (~masks).sum(dim=1)
+    least, most = int(counts.min()), int(counts.max())
+    if least != most or not least:
+        raise ValueError(
+            "dropping tokens needs rows that show the same number of patches, at least one; these "
+            f"show from {least} to {most}."
+        )
+    return least
+
+
+@functools.cache  # moving it to an accelerator for every batch would make the host wait
+def _mean_colour(device: torch.device) -> Tensor:
+    return 255 * torch.tensor(MEAN, device=device).view(3, 1, 1)
