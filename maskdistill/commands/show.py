@@ -182,13 +182,14 @@ def _write_picture(
     from maskdistill import plotting
 
     pictures = None if image is None else _picture(image, grid)[None]
+    given: dict[str, Any] = dict(signals)
     figure = plotting.plot_masker(
         masker,
         grid,
         pictures=pictures,
         progress=progress,
         generator=torch.Generator().manual_seed(seed),
-        **signals,
+        **given,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)

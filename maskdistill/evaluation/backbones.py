@@ -23,11 +23,11 @@ from maskdistill.models.sizes import SIZE_ARGUMENTS
 from maskdistill.models.weight_files import (
     Role,
     State,
-    timm_name,
     find_part,
     fitting_model,
     read_tensors,
     recognise,
+    timm_name,
 )
 
 _BACKBONE = "backbone.safetensors"
