@@ -1,11 +1,10 @@
 """How a backbone takes occlusion, disorder and corruption, next to the same one at random.
 
     python examples/robustness.py
-    python examples/robustness.py --weights runs/mine/backbone.safetensors --data mini-imagenet
-    python examples/robustness.py --weights a.safetensors --guide b.safetensors --json a.json
+    python examples/robustness.py --weights runs/mine --data mini-imagenet
+    python examples/robustness.py --weights runs/a --guide runs/b --json a.json
 
-Without --weights the backbone is random, and with --data left out the images are scenes. A file of
-ours says which model it holds; of another, give --model, --image-size and --patch-size.
+Without --weights the backbone is random, and with --data left out the images are scenes.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 import tyro
-from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
 import maskdistill as md
 from maskdistill.data import Scenes, open_data
 from maskdistill.evaluation import balanced_indices
+from maskdistill.evaluation.attention_report import reinitialised
+from maskdistill.evaluation.backbones import load_backbone
 from maskdistill.evaluation.classifiers import Classifier, knn_classifier, linear_classifier
 from maskdistill.evaluation.corruptions import corruption_table
 from maskdistill.evaluation.health import effective_rank, feature_spread
@@ -46,7 +45,7 @@ class Settings:
     """What to measure, and on what."""
 
     weights: Path | None = None
-    """The backbone's weights; None leaves them random."""
+    """The backbone: a run's folder or a file of weights; None is a random one."""
     guide: Path | None = None
     """Weights of the model whose attention says what is salient; None takes the backbone's own.
     Compared models must have the same."""
@@ -70,15 +69,16 @@ class Settings:
     """Of what is hidden, of the noise, and of random weights."""
     device: str = "cpu"
     """Where the backbone runs."""
-    threads: int = 1
-    """CPU threads."""
+    threads: int | None = None
+    """CPU threads; None is torch's own number."""
     json: Path | None = None
     """Where to write the numbers."""
 
 
 def main(settings: Settings) -> None:
     """Measure the backbone, and the same one with random weights."""
-    torch.set_num_threads(settings.threads)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     train, test = images_of(settings)
     guide = backbone(settings, settings.guide or settings.weights)
     attention = attention_maps(guide, test[0])
@@ -95,20 +95,17 @@ def main(settings: Settings) -> None:
 
 
 def backbone(settings: Settings, weights: Path | None) -> md.MaskedViT:
-    """Build the backbone, as its weights say or as the settings do, and load it."""
-    torch.manual_seed(settings.seed)
-    stated: dict[str, Any] = {}
-    for file in (weights, settings.weights):  # random weights are of the same model
-        if not stated and file is not None and file.suffix == ".safetensors":
-            with safe_open(str(file), framework="pt") as opened:
-                stated = json.loads((opened.metadata() or {}).get("timm.create_model", "{}"))
-    if stated:
-        model = timm.create_model(**stated)
+    """Load a backbone, or return the same model with random weights."""
+    apply: Literal["drop", "pixel"] = "drop" if settings.fill == "drop" else "pixel"
+    if settings.weights is None and weights is None:
+        vit = load_backbone(
+            settings.model, image_size=settings.image_size, patch_size=settings.patch_size,
+            apply=apply, seed=settings.seed,
+        )  # fmt: skip
     else:
-        model = md.create_backbone(settings.model, settings.image_size, settings.patch_size)
-    vit = md.MaskedViT(model, "drop" if settings.fill == "drop" else "pixel")
-    if weights is not None:
-        md.load_weights(vit, weights)
+        vit = load_backbone(weights or settings.weights or "", apply=apply)
+        if weights is None:
+            vit = reinitialised(vit, settings.seed)
     return vit.to(settings.device)
 
 
