@@ -14,7 +14,7 @@ from PIL import Image
 from maskdistill.data import resize_for_evaluation
 from maskdistill.evaluation.mask_data import open_masks
 
-ECSSD = Path("/work/shared/data/seg_ecssd.npz")
+ECSSD = Path(__file__).parents[3] / "shared" / "data" / "seg_ecssd.npz"
 
 
 def picture(width: int = 40, height: int = 20, seed: int = 0) -> Image.Image:
