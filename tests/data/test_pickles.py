@@ -128,7 +128,7 @@ def test_a_pickle_that_calls_the_system_is_refused_and_does_not_run(
         _Runs,
         Path("file"),
     ],
-    ids=str,
+    ids=["eval", "getattr", "import", "loading", "fromfile", "open", "function", "class", "path"],
 )
 def test_any_other_name_is_refused(tmp_path: Path, call: object) -> None:
     with pytest.raises(UnsafePickleError, match="arrays and plain containers do not need"):
