@@ -35,7 +35,6 @@ from maskdistill.training.agreement import Agreement
 from maskdistill.training.checkpoint import (
     CheckpointError,
     FoundCheckpoint,
-    replace_durably,
     write_durably,
 )
 from maskdistill.training.distributed import restarts, start_processes
@@ -297,9 +296,7 @@ def _save_backbone(weights: dict[str, Tensor], config: TrainingConfig, path: Pat
         config.model, config.image_size, config.patch_size, config.depth, config.local_size
     )
     state = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(save(state, metadata={"timm.create_model": json.dumps(arguments)}))
-    replace_durably(temporary, path)
+    write_durably(save(state, metadata={"timm.create_model": json.dumps(arguments)}), path)
 
 
 def _verdict(summary: dict[str, Any], out: Path) -> str:

@@ -206,12 +206,12 @@ def replace_durably(temporary: Path, path: Path) -> None:
         os.close(folder)
 
 
-def write_durably(text: str, path: Path) -> None:
-    """Write a small file so that the old content or the new is there, whatever happens."""
+def write_durably(content: str | bytes, path: Path) -> None:
+    """Write a file so that the old content or the new is there, whatever happens."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         replace_durably(temporary, path)
