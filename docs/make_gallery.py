@@ -196,11 +196,8 @@ def strip(name: str) -> Any:
     panels = []
     for index in range(3):
         row = first[index * (4 if name in BATCHES else 1)]
-        mask = np.kron(row.reshape(GRID).numpy(), np.ones((PATCH, PATCH))) > 0
-        image = np.full((*mask.shape, 3), (222, 224, 230), np.uint8)
-        if picture is not None:
-            image = picture[index % len(picture)].permute(1, 2, 0).numpy()
-        panels.append(np.where(mask[..., None], np.array((41, 41, 48), np.uint8), image))
+        image = None if picture is None else picture[index % len(picture)]
+        panels.append(plotting.masked_pixels(image, row, GRID, size=GRID[0] * PATCH))
     chance = masks.float().mean(dim=0).reshape(GRID).numpy()
     heat = (255 * colormaps["viridis"](chance)[..., :3]).round().astype(np.uint8)
     panels.append(heat.repeat(PATCH, 0).repeat(PATCH, 1))
@@ -220,10 +217,14 @@ def palette() -> Image.Image:
     plain = np.concatenate([*(colours[:, :3] for colours in maps), greys, blues])
     shown, _ = scenes(4, GRID[0] * PATCH)
     scene = Image.fromarray(shown.permute(0, 2, 3, 1).flatten(0, 1).numpy())
-    rest = scene.quantize(256 - len(plain) - 2).getpalette() or []
-    drawn = [41, 41, 48, 222, 224, 230]  # hidden and visible
+    # Of hidden and visible patches, as they are drawn.
+    masker = plotting.masked_pixels(None, torch.arange(4) == 0, (2, 2), size=2 * PATCH)
+    drawn = np.unique(masker.reshape(-1, 3), axis=0)
+    rest = scene.quantize(256 - len(plain) - len(drawn)).getpalette() or []
     fixed = Image.new("P", (1, 1))
-    fixed.putpalette([*drawn, *(255 * plain).round().astype(int).flatten().tolist(), *rest])
+    fixed.putpalette(
+        [*drawn.flatten().tolist(), *(255 * plain).round().astype(int).flatten().tolist(), *rest]
+    )
     return fixed
 
 

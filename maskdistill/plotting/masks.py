@@ -1,8 +1,9 @@
-"""Figures of masks, attention and training, returned and never shown."""
+"""Figures of what is hidden: the views of a policy, and the draws of a masker."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,42 +12,43 @@ from einops import rearrange
 from torch import Tensor
 
 from maskdistill.masking import Masker
+from maskdistill.plotting.pixels import masked_pixels
+from maskdistill.plotting.style import (
+    BLUE,
+    DPI,
+    ORANGE,
+    accent,
+    bare,
+    grey,
+    ink,
+    new_figure,
+    wrapped,
+)
 from maskdistill.views import ViewMasks, ViewPolicy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colour-blind-safe (Okabe and Ito, 2008).
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
-_HIDDEN = np.array([0.16, 0.16, 0.19], dtype=np.float32)
-_VISIBLE = np.array([0.87, 0.88, 0.9], dtype=np.float32)
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Not pyplot: no window, no global state, no backend to choose.
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=200)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _bare(axis: Any) -> Any:
-    """Take ticks and frame away, for a picture."""
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set_visible(False)
-    return axis
+_PANEL = 0.82
+"""Inches of a view's side."""
 
 
 def plot_view_masks(
-    image: Tensor, crops: Sequence[Tensor], masks: ViewMasks, policy: ViewPolicy, patch_size: int
+    image: Tensor,
+    crops: Sequence[Tensor],
+    masks: ViewMasks,
+    policy: ViewPolicy,
+    patch_size: int,
+    *,
+    boxes: Tensor | None = None,
 ) -> Figure:
     """Draw all views of one image as each role sees them under a policy.
 
-    >>> figure = plot_view_masks(image, crops, masks, policy, 8)  # doctest: +SKIP
+    >>> figure = plot_view_masks(image, crops, masks, policy, 8, boxes=boxes)  # doctest: +SKIP
     >>> figure.savefig("masks.png")  # doctest: +SKIP
+
+    Hidden patches are striped. With boxes the whole image shows where each crop lies: global ones
+    with a blue line, local ones with an orange dashed one, and their numbers.
 
     Args:
         image: ``(3, H, W)`` uint8, the whole image.
@@ -54,29 +56,86 @@ def plot_view_masks(
         masks: drawn for these crops.
         policy: that drew them, for the caption.
         patch_size: pixels of a side of a patch.
+        boxes: ``(1, V, 4)`` floats, left, top, right, bottom of each crop as shares of the image's
+            width and height, as ``MultiCrop`` gives them.
+
+    Raises:
+        ValueError: boxes of another shape, a mask or crop that does not fit the patches.
     """
-    figure = _figure(1.15 * len(crops) + 2.3, 2.9)
-    grid = figure.add_gridspec(2, len(crops) + 2)
-    whole = _bare(figure.add_subplot(grid[:, :2]))
-    whole.imshow(_pixels(image), interpolation="nearest")
-    whole.set_title("image", fontsize=8)
+    if boxes is not None and tuple(boxes.shape) != (1, len(crops), 4):
+        raise ValueError(
+            f"boxes must be (1, V, 4) = (1, {len(crops)}, 4), one per crop; got "
+            f"{tuple(boxes.shape)}."
+        )
+    width = _PANEL * (len(crops) + 2.3)
+    said = wrapped(_short(policy), width, 8)
+    figure = new_figure(width, 2 * _PANEL + 0.62 + 0.14 * said.count("\n"))
+    places = figure.add_gridspec(2, len(crops) + 1, width_ratios=[2.3, *[1] * len(crops)])
+    whole = bare(figure.add_subplot(places[:, 0]))
+    whole.imshow(_sharp(image, None, (1, 1), 2.3))
+    whole.set_title("image" if boxes is None else "image and its crops", fontsize=7.5, pad=3)
+    if boxes is not None:
+        _outline_crops(whole, boxes[0], policy.global_crops)
     for row, (role, views) in enumerate([("student", masks.student), ("teacher", masks.teacher)]):
         for view, crop in enumerate(crops):
-            axis = _bare(figure.add_subplot(grid[row, view + 2]))
+            axis = bare(figure.add_subplot(places[row, view + 1]))
             axis.set_box_aspect(1)
             if view == 0:
-                axis.set_ylabel(role, fontsize=9)
+                axis.set_ylabel(f"{role} sees", fontsize=7.5, labelpad=3)
             if row == 0:
-                axis.set_title(_view_name(view, policy.global_crops), fontsize=8)
+                axis.set_title(_view_name(view, policy.global_crops), fontsize=7.5, pad=3)
             if view >= len(views):
-                axis.text(0.5, 0.5, "not seen", ha="center", va="center", fontsize=7, color=_GREY)
+                axis.text(
+                    0.5, 0.5, "not seen", ha="center", va="center", fontsize=7, color=grey(),
+                    transform=axis.transAxes,
+                )  # fmt: skip
                 continue
             mask = views[view]
-            axis.imshow(_masked(crop[0], mask, patch_size), interpolation="nearest")
+            grid = (crop.shape[2] // patch_size, crop.shape[3] // patch_size)
+            axis.imshow(_sharp(crop[0], None if mask is None else mask[0], grid, 1))
             share = "clean" if mask is None else f"{float(mask.float().mean()):.0%} hidden"
-            axis.set_xlabel(share, fontsize=7, color=_GREY if mask is None else _ORANGE)
-    figure.suptitle(_short(policy), fontsize=8)
+            axis.set_xlabel(share, fontsize=7, labelpad=2, color=grey() if mask is None else ink())
+    figure.suptitle(said, fontsize=8)
     return figure
+
+
+def _sharp(image: Tensor, mask: Tensor | None, grid: tuple[int, int], panels: float) -> Any:
+    """Return the pixels of a panel, about twice as fine as it is drawn."""
+    return masked_pixels(image, mask, grid, size=int(2 * panels * _PANEL * DPI))
+
+
+def _outline_crops(axis: Any, boxes: Tensor, global_crops: int) -> None:
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import Normal, Stroke
+
+    left, right = axis.get_xlim()
+    bottom, top = axis.get_ylim()
+    taken: list[tuple[float, float]] = []
+    for view, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        is_global = view < global_crops
+        colour = BLUE if is_global else ORANGE
+        x0, x1 = (left + x * (right - left) for x in (x0, x1))
+        y0, y1 = (top + y * (bottom - top) for y in (y0, y1))
+        axis.add_patch(
+            Rectangle(
+                (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.3,
+                linestyle="-" if is_global else (0, (3, 1.2)), clip_on=False,
+                path_effects=[Stroke(linewidth=2.3, foreground="black", alpha=0.7), Normal()],
+            )
+        )  # fmt: skip
+        corners = [(x, y) for y in (y0, y1) for x in (x0, x1)]
+        x, y = max(
+            corners, key=lambda at: min((math.dist(at, other) for other in taken), default=0)
+        )
+        taken.append((x, y))
+        number = view + 1 if is_global else view - global_crops + 1
+        axis.annotate(
+            str(number), (x, y), xytext=(3 if x == x0 else -3, -3 if y == y0 else 3),
+            textcoords="offset points", fontsize=6, weight="bold",
+            ha="left" if x == x0 else "right", va="top" if y == y0 else "bottom",
+            color="white" if is_global else "black",
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2},
+        )  # fmt: skip
 
 
 def plot_masker(
@@ -140,13 +199,13 @@ def plot_masker(
 
     sheet = _Sheet(grid)
     for place in range(count):
-        sheet.panel(place, _patched(pictures[place], grid), "image")  # type: ignore[index]
+        sheet.panel(place, _patched(pictures[place], grid), None, "image")  # type: ignore[index]
     if count == 1 and per_patch is not None:
         sheet.heat(1, signals[per_patch][0].cpu().float(), per_patch)
     for index, (mask, moment) in enumerate(zip(masks, moments, strict=True)):
         picture = None if pictures is None else pictures[index % count]
         title = f"{float(mask.float().mean()):.0%} hidden" if same else f"progress {moment:.1f}"
-        sheet.panel(before + index, _hide(mask, picture, grid), title)
+        sheet.panel(before + index, picture, mask, title)
     sheet.chance(hidden.mean(dim=0))
     sheet.histogram(hidden.mean(dim=1))
     return sheet.figure
@@ -165,7 +224,7 @@ class _Sheet:
         self.width = 2 * self.margin + max(4 * self.cell[1] + 3 * self.gap, 560)
         self.below = self.margin + 2 * (self.cell[0] + self.head) + self.gap + self.head
         self.height = self.below + max(self.map[0], 240) + self.margin
-        self.figure = _figure(self.width / 200, self.height / 200)
+        self.figure = new_figure(self.width / DPI, self.height / DPI)
         self.figure.set_layout_engine("none")
 
     def _axis(self, left: int, top: int, width: int, height: int) -> Any:
@@ -179,13 +238,15 @@ class _Sheet:
         (height, width), (row, column) = self.cell, divmod(place, 4)
         left = self.margin + column * (width + self.gap)
         top = self.margin + self.head + row * (height + self.head)
-        axis = _bare(self._axis(left, top, width, height))
+        axis = bare(self._axis(left, top, width, height))
         axis.set_title(title, fontsize=8, pad=3)
         return axis
 
-    def panel(self, place: int, pixels: Any, title: str) -> None:
-        """Draw pixels in one of the eight places."""
-        self._cell(place, title).imshow(pixels, interpolation="nearest", aspect="auto")
+    def panel(self, place: int, picture: Tensor | None, mask: Tensor | None, title: str) -> None:
+        """Draw an image and what is hidden of it in one of the eight places."""
+        # As many pixels as the place has, so that stripes and edges are drawn as they are.
+        pixels = masked_pixels(picture, mask, self.grid, size=self.cell)
+        self._cell(place, title).imshow(pixels, aspect="auto")
 
     def heat(self, place: int, signal: Tensor, title: str) -> None:
         """Draw a signal per patch in one of the eight places, from its least to its greatest."""
@@ -197,7 +258,7 @@ class _Sheet:
     def chance(self, chance: Tensor) -> None:
         """Draw how often each patch is hidden, with its colour bar."""
         height, width = self.map
-        axis = _bare(self._axis(self.margin, self.below, width, height))
+        axis = bare(self._axis(self.margin, self.below, width, height))
         axis.set_title("P(hidden) of each patch", fontsize=9, pad=4)
         values = rearrange(chance, "(h w) -> h w", h=self.grid[0]).numpy()
         drawn = axis.imshow(
@@ -215,7 +276,7 @@ class _Sheet:
             left, self.below, self.width - left - self.margin - 14, max(self.map[0], 240) - 112
         )
         counts, edges = np.histogram(share.numpy(), bins=50, range=(0, 1))
-        axis.bar(edges[:-1], counts / len(share), width=0.02, align="edge", color=_BLUE)
+        axis.bar(edges[:-1], counts / len(share), width=0.02, align="edge", color=accent())
         axis.set_title(f"share hidden, {len(share):,} draws", fontsize=9, pad=4)
         axis.set_xlim(0, 1)
         axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
@@ -227,131 +288,14 @@ class _Sheet:
         axis.set_xlabel(f"always {mean:.1%}" if low == high else spread, fontsize=9)
 
 
-def plot_attention(
-    images: Tensor,
-    maps: Mapping[str, Tensor],
-    grid: tuple[int, int],
-    masks: Tensor | None = None,
-) -> Figure:
-    """Draw class-token attention over images, one row per model.
-
-    >>> plot_attention(images, {"before": a, "after": b}, (8, 8))  # doctest: +SKIP
-
-    Args:
-        images: ``(B, 3, H, W)`` uint8; one column each.
-        maps: title to ``(B, heads, N)`` attention; drawn averaged over heads, each map scaled to
-            its own maximum.
-        grid: patch rows and columns.
-        masks: ``(B, H, W)`` bool object masks, drawn as outlines, where there are any.
-    """
-    count = len(images)
-    figure = _figure(0.95 * count + 0.6, 1.05 * (len(maps) + 1))
-    axes = figure.subplots(len(maps) + 1, count, squeeze=False)
-    for row, title in enumerate(["image", *maps]):
-        for column in range(count):
-            axis = _bare(axes[row][column])
-            pixels = _pixels(images[column])
-            if row == 0:
-                axis.imshow(pixels)
-            else:
-                attention = maps[title][column].float().mean(dim=0)
-                heat = rearrange(attention / attention.max(), "(h w) -> h w", h=grid[0])
-                height, width = pixels.shape[:2]
-                axis.imshow(
-                    heat.cpu().numpy(), cmap="inferno", vmin=0, vmax=1, interpolation="nearest",
-                    extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-                )  # fmt: skip
-            if masks is not None:
-                axis.contour(
-                    masks[column].cpu().numpy(), levels=[0.5], colors="#56B4E9", linewidths=0.9
-                )
-        axes[row][0].set_ylabel(title, fontsize=8)
-    caption = "attention averaged over heads, each map scaled to its own maximum"
-    if masks is not None:
-        caption += "; blue outline: object mask"
-    figure.supxlabel(caption, fontsize=7, color=_GREY)
-    return figure
-
-
-def plot_curves(
-    metrics: Sequence[Mapping[str, Any]],
-    floors: Mapping[str, float] | None = None,
-    uniform_loss: float | None = None,
-) -> Figure:
-    """Draw a run's loss, k-NN accuracy and signs of collapse over its steps.
-
-    Args:
-        metrics: lines of ``metrics.jsonl``, each with ``step`` and any numbers.
-        floors: names and k-NN accuracies to beat, such as the random initialisation's.
-        uniform_loss: ln(out_dim), where the loss ends on collapse.
-    """
-    figure = _figure(7.0, 2.3)
-    loss, knn, spread = figure.subplots(1, 3)
-
-    def series(name: str) -> tuple[list[float], list[float]]:
-        lines = [line for line in metrics if name in line]
-        return [line["step"] for line in lines], [line[name] for line in lines]
-
-    few = "o" if len(series("loss")[0]) < 3 else None  # a line of one point shows nothing
-    style: dict[str, Any] = {"linewidth": 1, "marker": few, "markersize": 3}
-    loss.plot(*series("loss"), color=_BLUE, label="loss", **style)
-    loss.plot(*series("teacher_entropy"), color=_GREEN, label="teacher entropy", **style)
-    if uniform_loss is not None:
-        loss.axhline(uniform_loss, color=_GREY, linewidth=0.8, linestyle=":", label="uniform")
-    loss.set_ylabel("nats")
-    steps, accuracy = series("knn")
-    percent = [100 * value for value in accuracy]
-    knn.plot(steps, percent, color=_BLUE, linewidth=1.2, marker="o", markersize=3, label="teacher")
-    for dashes, (name, floor) in zip(("--", ":", "-."), (floors or {}).items(), strict=False):
-        knn.axhline(100 * floor, color=_ORANGE, linewidth=0.9, linestyle=dashes, label=name)
-    knn.set_ylim(0, 1.1 * max([*percent, *(100 * f for f in (floors or {}).values()), 1.0]))
-    knn.set_ylabel("20-NN accuracy (%)")
-    spread.plot(*series("feature_spread"), color=_BLUE, **style)
-    spread.set_ylim(0, 1.02)
-    spread.set_ylabel("feature spread")
-    for axis in (loss, knn, spread):
-        axis.set_xlabel("step")
-        axis.xaxis.get_major_locator().set_params(nbins=4)
-        axis.spines[["top", "right"]].set_visible(False)
-        for item in (axis.xaxis.label, axis.yaxis.label, *axis.get_xticklabels()):
-            item.set_fontsize(8)
-        axis.tick_params(labelsize=7)
-    for axis in (loss, knn):
-        axis.legend(fontsize=6.5, facecolor="white", framealpha=0.9, edgecolor="none")
-    return figure
-
-
-def _pixels(image: Tensor) -> Any:
-    """Turn ``(3, H, W)`` uint8 into an ``(H, W, 3)`` array of floats in [0, 1]."""
-    return rearrange(image, "c h w -> h w c").cpu().numpy().astype(np.float32) / 255
-
-
-def _masked(image: Tensor, mask: Tensor | None, patch_size: int) -> Any:
-    pixels = _pixels(image)
-    if mask is None:
-        return pixels
-    hidden = rearrange(mask[0], "(h w) -> h w", h=image.shape[1] // patch_size)
-    hidden = hidden.repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1)
-    return np.where(hidden.cpu().numpy()[..., None], _HIDDEN, pixels)
-
-
-def _patched(image: Tensor, grid: tuple[int, int]) -> Any:
-    """Return an image's pixels, if the grid divides them."""
+def _patched(image: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return an image, if the grid divides it."""
     if image.ndim != 3 or image.shape[1] % grid[0] or image.shape[2] % grid[1]:
         raise ValueError(
             f"image must be (3, H, W) with sides that the grid {grid[0]}x{grid[1]} divides; "
             f"got {tuple(image.shape)}."
         )
-    return _pixels(image)
-
-
-def _hide(mask: Tensor, image: Tensor | None, grid: tuple[int, int]) -> Any:
-    """Return the pixels of a mask, over an image if there is one."""
-    hidden = rearrange(mask, "(h w) -> h w", h=grid[0]).numpy()[..., None]
-    if image is None:
-        return np.where(hidden, _HIDDEN, _VISIBLE)
-    size = (image.shape[1] // grid[0], image.shape[2] // grid[1])
-    return np.where(np.kron(hidden[..., 0], np.ones(size))[..., None] > 0, _HIDDEN, _pixels(image))
+    return image
 
 
 def _view_name(view: int, global_crops: int) -> str:
