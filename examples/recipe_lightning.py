@@ -38,6 +38,7 @@ from maskdistill.data import (
     open_data,
 )
 from maskdistill.evaluation import extract_features, knn_accuracy
+from maskdistill.health import feature_spread
 from maskdistill.models import create_backbone
 from maskdistill.training import make_teacher
 from maskdistill.training.optimizer import (
@@ -47,7 +48,6 @@ from maskdistill.training.optimizer import (
     update_average,
 )
 from maskdistill.training.schedules import cosine_with_warmup
-from maskdistill.training.step import feature_spread
 
 
 class MaskedDINO(lightning.LightningModule):  # type: ignore[misc]

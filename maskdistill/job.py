@@ -27,9 +27,15 @@ from maskdistill.data import (
 )
 from maskdistill.job_config import JobConfig
 from maskdistill.job_images import open_images
-from maskdistill.judge import JobImages, Judge
+from maskdistill.judge import (
+    JobImages,
+    Judge,
+    forget_attention,
+    read_attention,
+    save_attention,
+)
 from maskdistill.masking import parse_masker
-from maskdistill.models import backbone_arguments
+from maskdistill.models import MaskedViT, backbone_arguments
 from maskdistill.training import Trainer, TrainingConfig
 from maskdistill.training.agreement import Agreement
 from maskdistill.training.checkpoint import (
@@ -46,7 +52,7 @@ from maskdistill.views import POLICIES, ViewPolicy
 __all__ = ["JobConfig", "run_job"]
 
 
-def run_job(config: JobConfig) -> dict[str, Any]:
+def run_job(config: JobConfig, policy: ViewPolicy | None = None) -> dict[str, Any]:
     """Train, evaluate before, during and after, and write everything into one folder.
 
     >>> summary = run_job(JobConfig(image_size=48, patch_size=8, epochs=1))  # doctest: +SKIP
@@ -54,9 +60,14 @@ def run_job(config: JobConfig) -> dict[str, Any]:
     True
 
     Everything is checked before anything is written. The folder then holds ``config.json``,
-    ``metrics.jsonl``, TensorBoard events, ``checkpoints/``, ``backbone.safetensors``,
-    ``masks.png``, ``attention.png``, ``curves.png`` and ``summary.json``. Started again by
-    ``torchrun --max-restarts``, it goes on with the run that it had begun.
+    ``metrics.jsonl``, TensorBoard events, ``checkpoints/``, ``attention/``,
+    ``backbone.safetensors``, ``masks.png``, ``attention.png``, ``attention_strip.png``,
+    ``curves.png`` and ``summary.json``. Started again by ``torchrun --max-restarts``, it goes on
+    with the run that it had begun.
+
+    Args:
+        config: all settings.
+        policy: in the place of the one that ``config.policy``, ``masker`` or ``preset`` name.
 
     Returns:
         The content of ``summary.json``; nothing in other processes than the first.
@@ -66,7 +77,8 @@ def run_job(config: JobConfig) -> dict[str, Any]:
         OSError: a folder that cannot be written or is in use, a file that is not there.
         TrainingInterrupted: a signal stopped it, and the run is saved.
     """
-    config, policy = _recipe(config)
+    if policy is None:
+        config, policy = recipe(config)
     processes = start_processes(config.device)
     agreement = Agreement(processes)
     restart = any(count for (count,) in agreement.gather([restarts()]))
@@ -136,17 +148,30 @@ def _train_and_judge(
     figure = _masks_figure(trainer, images, policy)
     if processes.is_main:
         figure.savefig(out / "masks.png")
+        forget_attention(out, found.step if found else None)
+    shown = judge.pixels(judge.shown)
+    by_main = trainer.agreement.by_main
+    if before is not None:
+        by_main(lambda: save_attention(out, 0, before, shown))
+
+    def evaluate(vit: MaskedViT) -> dict[str, float]:
+        values, attention = judge.evaluate(vit), judge.attention(vit)
+        if attention is not None:
+            by_main(lambda: save_attention(out, trainer.step, attention, shown))
+        return values
 
     # A very short run is no place for many evaluations, which take longer than its training.
     every = max(trainer.total_steps // (config.evaluations + 1), 100)
     report = trainer.fit(
         out,
         resume=found or False,
-        evaluate=lambda vit: {"knn": judge.knn(vit)},
+        evaluate=evaluate,
         evaluate_every=every if config.evaluations else None,
     )
     vit = trainer.teacher.backbone
-    knn = (report.evaluation or {"knn": judge.knn(vit)})["knn"]
+    values = report.evaluation or {}
+    if "effective_rank" not in values:  # the run was finished by an earlier version
+        values = {**evaluate(vit), **values}
     end, after = judge.end(vit)
     weights = gathered(vit.backbone.state_dict())
     if not processes.is_main:
@@ -155,12 +180,13 @@ def _train_and_judge(
     summary: dict[str, Any] = {
         **start,
         **end,
-        "knn": knn,
+        **values,
+        "knn_20": values["knn"],
         "steps": report.steps,
         "images_per_second": report.images_per_second,
         "training_seconds": report.seconds,
         "preset": config.preset,
-        "policy": config.policy if config.preset is None else "preset",
+        "policy": _policy_name(config, policy),
         "masker": "NoMasker()" if policy == ViewPolicy.none() else _maskers(policy),
         "apply": config.apply,
         "model": config.model,
@@ -199,8 +225,12 @@ def _room_needed(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _recipe(config: JobConfig) -> tuple[JobConfig, ViewPolicy]:
-    """Return the policy that the settings name, and the settings with its application."""
+def recipe(config: JobConfig) -> tuple[JobConfig, ViewPolicy]:
+    """Return the policy that the settings name, and the settings with its application.
+
+    Raises:
+        ValueError: an unknown preset, or one that this trainer cannot run.
+    """
     if config.preset is None:
         return config, POLICIES[config.policy](parse_masker(config.masker))
     build = presets.ALL.get(config.preset)
@@ -232,6 +262,14 @@ def _recipe(config: JobConfig) -> tuple[JobConfig, ViewPolicy]:
     return dataclasses.replace(config, apply=preset.apply), preset
 
 
+def _policy_name(config: JobConfig, policy: ViewPolicy) -> str:
+    """Return the name that the settings have for a policy, or all of one that they do not name."""
+    if config.preset is not None:
+        return "preset"
+    named = POLICIES[config.policy](parse_masker(config.masker))
+    return config.policy if policy == named else repr(policy)
+
+
 def _maskers(policy: ViewPolicy) -> str:
     maskers = (policy.student_global, policy.student_local, policy.teacher_global)
     return ", ".join(dict.fromkeys(repr(masker) for masker in maskers if masker is not None))
@@ -260,7 +298,9 @@ def _masks_figure(trainer: Trainer, images: JobImages, policy: ViewPolicy) -> An
         **signals,
     )
     whole = resize_for_evaluation(image, trainer.config.image_size, crop=False)
-    return plotting.plot_view_masks(whole, crops, masks, policy, trainer.config.patch_size)
+    return plotting.plot_view_masks(
+        whole, crops, masks, policy, trainer.config.patch_size, boxes=views.boxes[None]
+    )
 
 
 def _draw(
@@ -273,13 +313,14 @@ def _draw(
 ) -> None:
     if before is not None and after is not None:
         masks = judge.images.val_masks
-        figure = plotting.plot_attention(
-            judge.pixels(judge.shown),
-            {"before": before, "after": after},
-            trainer.teacher.backbone.grid(judge.size, judge.size),
-            None if masks is None else torch.from_numpy(masks[judge.shown]),
+        objects = None if masks is None else torch.from_numpy(masks[judge.shown])
+        grid = trainer.teacher.backbone.grid(judge.size, judge.size)
+        plotting.plot_attention(
+            judge.pixels(judge.shown), {"before": before, "after": after}, grid, objects
+        ).savefig(out / "attention.png")
+        plotting.plot_attention_strip(*read_attention(out), grid, objects).savefig(
+            out / "attention_strip.png"
         )
-        figure.savefig(out / "attention.png")
     floors = {
         "random weights": summary["knn_random_init"],
         "raw pixels": summary["knn_raw_pixels"],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,16 +20,21 @@ from maskdistill.evaluation import (
     AttentionJaccard,
     attention_jaccard,
     balanced_indices,
+    effective_rank,
     evaluating,
     extract_features,
+    knn_accuracies,
     knn_accuracy,
     raw_pixels,
 )
 from maskdistill.models import MaskedViT
 from maskdistill.training.agreement import Agreement
+from maskdistill.training.checkpoint import write_durably
 
 SHOWN = 10
 """Images whose attention is drawn."""
+SNAPSHOTS = "attention"
+"""The folder in a run's folder that keeps their attention over training."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,22 @@ class Judge:
         self.val_indices = balanced_indices(torch.from_numpy(images.val_labels), knn_val)
         self.shown = self._distinct_images()
 
-    def knn(self, vit: MaskedViT) -> float:
-        """Return the 20-NN accuracy."""
+    def evaluate(self, vit: MaskedViT) -> dict[str, float]:
+        """Return what the features are worth.
+
+        Returns:
+            ``knn``, the accuracy with 20 neighbours; ``knn_10``, ``knn_100`` and ``knn_200``; and
+            ``effective_rank``, RankMe of the validation images' features.
+        """
         train = self._features(vit, self.images.train, self.train_indices)
         val = self._features(vit, self.images.val, self.val_indices)
-        return knn_accuracy(*train, *val)
+        accuracy = knn_accuracies(*train, *val, ks=(20, 10, 100, 200))
+        values = {"knn" if k == 20 else f"knn_{k}": share for k, share in accuracy.items()}
+        return {**values, "effective_rank": float(effective_rank(val[0].float()))}
+
+    def knn(self, vit: MaskedViT) -> float:
+        """Return the accuracy with 20 neighbours alone."""
+        return self.evaluate(vit)["knn"]
 
     def _features(
         self, vit: MaskedViT, images: Dataset[tuple[Image.Image, int]], indices: list[int]
@@ -101,9 +119,11 @@ class Judge:
             *raw_pixels(self.images.train, self.train_indices),
             *raw_pixels(self.images.val, self.val_indices),
         )
+        found = self.evaluate(vit)
         values: dict[str, Any] = {
-            "knn_random_init": self.knn(vit),
+            "knn_random_init": found["knn"],
             "knn_raw_pixels": knn_accuracy(*pixels),
+            "effective_rank_random_init": found["effective_rank"],
         }
         jaccard = self.jaccard(vit)
         if jaccard is not None:
@@ -164,3 +184,60 @@ class Judge:
         chosen = list(first.values())
         chosen += [index for index in self.val_indices if index not in chosen]
         return chosen[:SHOWN]
+
+
+def save_attention(out: Path, step: int, attention: Tensor, pixels: Tensor) -> None:
+    """Keep the attention to the shown images at a step, and the images once.
+
+    Args:
+        out: folder of the run; ``attention/`` in it gets ``images.safetensors`` and
+            ``step-<step>.safetensors``.
+        step: steps done.
+        attention: ``(n, heads, N)``, kept in half precision.
+        pixels: ``(n, 3, H, W)`` uint8, the images.
+    """
+    folder = out / SNAPSHOTS
+    folder.mkdir(exist_ok=True)
+    if not (folder / "images.safetensors").is_file():
+        write_durably(save({"images": pixels.contiguous()}), folder / "images.safetensors")
+    content = save({"attention": attention.to("cpu", torch.float16).contiguous()})
+    write_durably(content, folder / f"step-{step:08d}.safetensors")
+
+
+def read_attention(out: Path) -> tuple[Tensor, dict[int, Tensor]]:
+    """Return the shown images of a run, and its attention to them by step.
+
+    >>> images, attention = read_attention(Path("runs/first"))  # doctest: +SKIP
+    >>> images.shape, attention[0].shape  # doctest: +SKIP
+    (torch.Size([10, 3, 32, 32]), torch.Size([10, 3, 16]))
+
+    Args:
+        out: folder of the run.
+
+    Returns:
+        ``(n, 3, H, W)`` uint8, and by step, in their order, ``(n, heads, N)`` float32 attention of
+        each head to the patches.
+
+    Raises:
+        FileNotFoundError: the run kept none, as its model has no attention to show.
+    """
+    folder = out / SNAPSHOTS
+    kept = {int(path.stem[5:]): path for path in folder.glob("step-*.safetensors")}
+    images = folder / "images.safetensors"
+    if not kept or not images.is_file():
+        raise FileNotFoundError(f"{out} has no attention over training: {folder} has no snapshots.")
+    attention = {step: load_file(kept[step])["attention"].float() for step in sorted(kept)}
+    return load_file(images)["images"], attention
+
+
+def forget_attention(out: Path, step: int | None) -> None:
+    """Remove what an earlier attempt kept of later steps, as its lines of metrics are dropped.
+
+    Args:
+        out: folder of the run.
+        step: that the run goes on from; None is a new run, which keeps nothing.
+    """
+    for path in (out / SNAPSHOTS).glob("*.safetensors"):
+        of_a_step = path.stem.startswith("step-")
+        if step is None or (of_a_step and int(path.stem[5:]) > step):
+            path.unlink()

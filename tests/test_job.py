@@ -25,6 +25,7 @@ from PIL import Image
 from maskdistill import job
 from maskdistill.commands import train as command
 from maskdistill.job import JobConfig
+from maskdistill.judge import forget_attention, read_attention, save_attention
 from maskdistill.training.checkpoint import checkpoint_files, latest_checkpoint
 from maskdistill.training.folder import hold_folder
 from maskdistill.training.interruption import SIGNALS
@@ -41,7 +42,10 @@ TINY = [
     "--hidden-dim", "32", "--workers", "0", "--evaluations", "1", "--device", "cpu",
 ]  # fmt: skip
 FILES = {"config.json", "metrics.jsonl", "summary.json", "checkpoints", ".lock",
-         "backbone.safetensors", "masks.png", "attention.png", "curves.png"}  # fmt: skip
+         "backbone.safetensors", "masks.png", "attention.png", "curves.png",
+         "attention", "attention_strip.png"}  # fmt: skip
+
+KS = (10, 20, 100, 200)
 
 
 def run(*arguments: str) -> int:
@@ -126,13 +130,17 @@ def test_on_the_built_in_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert summary["policy"] == "asymmetric"
     assert summary["masker"] == "RandomMasker(0.3)"
     assert summary["images_per_second"] > 0
-    for key in ("knn", "knn_random_init", "knn_raw_pixels"):
+    for key in ("knn", "knn_random_init", "knn_raw_pixels", *(f"knn_{k}" for k in KS)):
         assert 0 <= summary[key] <= 1
+    assert summary["knn_20"] == summary["knn"]
+    assert 1 <= summary["effective_rank"] <= summary["knn_val_images"]
+    (evaluation,) = (line for line in read_metrics(out / "metrics.jsonl") if "knn" in line)
+    assert set(evaluation) == {"step", "knn", "knn_10", "knn_100", "knn_200", "effective_rank"}
     for key in ("attention_jaccard", "attention_jaccard_random_init"):
         assert 0 < summary[key]["mean_over_heads"] <= summary[key]["best_head"] < 1
     assert read(out / "config.json")["momentum"] is not None, "as resolved"
     latest_checkpoint(out)
-    for picture in ("masks.png", "attention.png", "curves.png"):
+    for picture in ("masks.png", "attention.png", "attention_strip.png", "curves.png"):
         with Image.open(out / picture) as image:
             assert image.width > 400
 
@@ -235,12 +243,47 @@ def assert_same_run(a: Path, b: Path) -> None:
         for name, value in theirs[role].items():
             assert torch.equal(ours[role][name], value), name
     summaries = [read(out / "summary.json") for out in (a, b)]
-    for key in ("knn", "knn_random_init", "attention_jaccard", "steps"):
+    for key in (
+        "knn",
+        "knn_100",
+        "knn_random_init",
+        "attention_jaccard",
+        "effective_rank",
+        "steps",
+    ):
         assert summaries[0][key] == summaries[1][key]
     lines = [read_metrics(out / "metrics.jsonl") for out in (a, b)]
     for line in (*lines[0], *lines[1]):
         line.pop("images_per_second", None)
     assert lines[0] == lines[1]
+
+
+def assert_same_attention(out: Path, whole: Path, earlier: set[int], later: set[int]) -> None:
+    """Compare what was kept over training, but for what one of the runs kept before its end."""
+    (ours, kept), (theirs, wanted) = read_attention(out), read_attention(whole)
+    assert set(kept) == {0, 10} | earlier, f"of {later} there is nothing until it comes again"
+    assert ours.shape == (8, 3, 16, 16), "as many as there are to judge by"
+    assert torch.equal(ours, theirs)
+    for step, attention in wanted.items():
+        assert attention.shape == (8, 3, 16), "images, heads, patches"
+        assert torch.equal(kept[step], attention)
+    assert not torch.equal(wanted[0], wanted[10])
+    assert float(wanted[10].sum(dim=2).max()) <= 1.01, "the rest is the class token's own"
+
+
+def test_attention_over_training_is_there_or_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no snapshots"):
+        read_attention(tmp_path)
+    images, attention = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.rand(2, 3, 16)
+    for step in (20, 100, 3):
+        save_attention(tmp_path, step, attention / step, images)
+    kept = read_attention(tmp_path)[1]
+    assert list(kept) == [3, 20, 100]
+    torch.testing.assert_close(kept[20], attention / 20, rtol=1e-3, atol=1e-6)
+    forget_attention(tmp_path, 20)
+    assert list(read_attention(tmp_path)[1]) == [3, 20]
+    forget_attention(tmp_path, None)  # a new run has images of its own
+    assert not list((tmp_path / "attention").iterdir())
 
 
 def test_the_same_command_again_goes_on(
@@ -251,9 +294,13 @@ def test_the_same_command_again_goes_on(
     command = (*WHOLE, "--out", str(out), "--auto-resume")
     with after_step(6, killed):
         assert run(*command) == 130
+    images, kept = read_attention(out)
+    for step in (3, 6):  # as an evaluation there leaves it
+        save_attention(out, step, kept[0] * step / 10, images)
     assert run(*command) == 0
     assert "resuming from step 4 of 10" in capsys.readouterr().out
     assert_same_run(out, whole)
+    assert_same_attention(out, whole, earlier={3}, later={6})
     assert run(*command) == 0
     assert "resuming from step 10 of 10" in capsys.readouterr().out
     assert_same_run(out, whole)
@@ -328,7 +375,7 @@ def test_a_model_without_attention(tmp_path: Path) -> None:
     model = ("--model", "efficientvit_b0", "--image-size", "64", "--local-size", "32")
     assert run("--scenes", "40", "--max-steps", "1", "--out", str(out), *model,
                "--patch-size", "32", "--depth", "None", "--drop-path", "0") == 0  # fmt: skip
-    assert written(out) == FILES - {"attention.png"}
+    assert written(out) == FILES - {"attention.png", "attention", "attention_strip.png"}
     assert "attention_jaccard" not in read(out / "summary.json")
 
 
@@ -411,6 +458,13 @@ def test_an_output_folder_that_cannot_be_written(
     refused(tmp_path / "file" / "run", capsys, "cannot write to", "--max-steps", "1")
     monkeypatch.setattr("maskdistill.training.folder.os.access", lambda path, mode: False)
     refused(tmp_path / "run", capsys, "is not writable", "--max-steps", "1")
+
+
+def test_weights_and_biases_that_are_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    refused(tmp_path / "run", capsys, "pip install wandb", "--wandb", "masks")
 
 
 def test_a_finished_run_is_not_overwritten(

@@ -131,12 +131,18 @@ class TrainingConfig:
     auto is the device if it is a GPU and they fit in a quarter of its free memory."""
     log_every: int = 10
     """Steps between two lines of metrics; the only times the host waits for an accelerator."""
+    health_every: int = 100
+    """Steps between two lines of metrics with signs of the representation's health, rounded up to
+    the next line; 0 is never. A look takes about 0.6 of a step."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
     keep_checkpoints: int = 3
     """Number of checkpoints to keep; older ones are removed when a new one is in place."""
     milestone_every: int | None = None
     """Steps between checkpoints that are kept for good; a multiple of checkpoint_every."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to as well, if it is installed; None is that of the
+    variable WANDB_PROJECT, if it is set."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -164,7 +170,8 @@ class TrainingConfig:
         for name in ("student_temp", "teacher_temp", "warmup_teacher_temp", "lr"):
             self._require(name, 0 < getattr(self, name) < math.inf, "must be a number > 0")
         for name in ("local_crops", "min_lr", "weight_decay", "weight_decay_end", "clip_grad",
-                     "freeze_last_layer", "warmup_teacher_temp_epochs"):  # fmt: skip
+                     "freeze_last_layer", "warmup_teacher_temp_epochs",
+                     "health_every"):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "must be a number >= 0")
         for name in ("workers", "warmup_epochs"):
             value = getattr(self, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
@@ -9,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from maskdistill.training.agreement import Agreement
@@ -21,8 +24,16 @@ from maskdistill.training.checkpoint import (
 )
 from maskdistill.training.config import TrainingConfig
 from maskdistill.training.distributed import Processes
-from maskdistill.training.records import CollapseAlarm, MetricsWindow, Pace, RunRecord
+from maskdistill.training.health_signs import PREFIX
+from maskdistill.training.records import (
+    CollapseAlarm,
+    MetricsWindow,
+    Pace,
+    RunRecord,
+    mean_over_processes,
+)
 from maskdistill.training.step import StepMetrics
+from maskdistill.training.wandb_run import open_wandb, wandb_project
 
 LINES_EVERY = 30.0
 """Seconds between two lines about the progress where there is no terminal to show a bar on."""
@@ -64,10 +75,11 @@ class RunKeeper:
         self._saved_step = found.step if found else -1
         self._keep, self._milestones = config.keep_checkpoints, config.milestone_every
         self._agreement, self._is_main = agreement, processes.is_main
+        self._world = processes.world
         content: dict[str, Any] = found.content if found else {}
         step = content.get("step", 0)
         self._record: RunRecord | None = None
-        agreement.by_main(lambda: self._open(step))
+        agreement.by_main(lambda: self._open(step, config))
         self.pace = Pace(config.batch_size * processes.world, step, content.get("seconds", 0.0))
         self._window = MetricsWindow(processes.world, content.get("window"))
         self._alarm = CollapseAlarm(config.out_dim or 0)
@@ -84,9 +96,11 @@ class RunKeeper:
         self._lines = self._is_main and show and self._bar.disable
         self._total, self._said = steps, time.monotonic()
 
-    def _open(self, step: int) -> None:
+    def _open(self, step: int, config: TrainingConfig) -> None:
         remove_unfinished(self.out)
-        self._record = RunRecord(self.out, step)
+        project = wandb_project(config.wandb)
+        run = open_wandb(self.out, project, dataclasses.asdict(config)) if project else None
+        self._record = RunRecord(self.out, step, run)
 
     def __enter__(self) -> RunKeeper:
         return self
@@ -99,7 +113,7 @@ class RunKeeper:
     ) -> None:
         self._bar.close()
         if self._record:
-            self._record.close()
+            self._record.close(failed=kind is not None)
 
     def add(self, metrics: StepMetrics) -> None:
         """Take the metrics of a step that is done; waits for nothing."""
@@ -133,8 +147,20 @@ class RunKeeper:
                     "float32."
                 )
 
-    def log(self, step: int, before: dict[str, float], after: dict[str, float]) -> None:
+    def log(
+        self,
+        step: int,
+        before: dict[str, float],
+        after: dict[str, float],
+        signs: dict[str, Tensor] | None = None,
+    ) -> None:
         """Write a line of metrics: the means since the last line, between other values.
+
+        Args:
+            step: steps done.
+            before: values that come first in the line.
+            after: values that come after the means.
+            signs: of health at this step, scalar tensors; their means over the processes come last.
 
         Raises:
             CheckpointError: in all processes, if it could not be written.
@@ -142,6 +168,9 @@ class RunKeeper:
         means = self._window.mean()
         values = {**before, **dict(zip(StepMetrics._fields, means, strict=True)), **after}
         values["images_per_second"] = self.pace.lap()
+        if signs:
+            means = mean_over_processes(torch.stack(list(signs.values())), self._world).tolist()
+            values |= {PREFIX + name: mean for name, mean in zip(signs, means, strict=True)}
         self._bar.set_postfix_str(
             f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s"
         )

@@ -52,9 +52,11 @@ class RunRecord:
     Args:
         folder: of the run; must exist.
         step: steps that are already done; later lines of an earlier attempt are dropped.
+        wandb: a run of Weights & Biases to log to as well, which is finished at the end.
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int = 0, wandb: Any = None) -> None:
+        self._wandb = wandb
         self.path = folder / "metrics.jsonl"
         self._kept = [line for line in read_metrics(self.path) if line["step"] <= step and step]
         write_durably("".join(json.dumps(line) + "\n" for line in self._kept), self.path)
@@ -67,6 +69,8 @@ class RunRecord:
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({"step": step, **values})
 
     def evaluation_at(self, step: int) -> dict[str, float] | None:
         """Return what an earlier attempt found when it evaluated at a step, if it came to that."""
@@ -80,10 +84,16 @@ class RunRecord:
         with self.path.open("rb+") as file:
             os.fsync(file.fileno())
 
-    def close(self) -> None:
-        """Flush the TensorBoard events."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flush the TensorBoard events, and finish the run of Weights & Biases.
+
+        Args:
+            failed: the run did not come to its end.
+        """
         if self._events is not None:
             self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(failed))
 
 
 class MetricsWindow:
@@ -115,10 +125,7 @@ class MetricsWindow:
     def rows(self) -> Tensor:
         """Return ``(n, metrics)`` on the CPU, means over the processes; this waits for them."""
         if self._pending:
-            rows = torch.stack(self._pending)
-            if self._world > 1:
-                torch.distributed.all_reduce(rows)
-                rows /= self._world
+            rows = mean_over_processes(torch.stack(self._pending), self._world)
             self._done += list(rows.cpu())
             self._pending.clear()
         return torch.stack(self._done) if self._done else torch.empty(0)
@@ -128,6 +135,14 @@ class MetricsWindow:
         means: list[float] = self.rows().mean(dim=0).tolist()
         self._done.clear()
         return means
+
+
+def mean_over_processes(values: Tensor, world: int) -> Tensor:
+    """Return the means of what all processes have, which must all call this."""
+    if world > 1:
+        torch.distributed.all_reduce(values)
+        values /= world
+    return values
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

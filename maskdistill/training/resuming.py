@@ -19,7 +19,7 @@ from maskdistill.views import ViewPolicy
 # What may differ between a run and its resumption without changing the result.
 _FREE = {
     "device", "workers", "views", "log_every", "checkpoint_every", "keep_checkpoints",
-    "milestone_every",
+    "milestone_every", "health_every", "wandb",
     # These to rounding, and but for what drop path draws: see docs/distributed.md.
     "accumulate", "compile", "sharding",
 }  # fmt: skip

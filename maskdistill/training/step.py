@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskdistill.health import feature_spread
 from maskdistill.models import MaskedViT, MultiCropOutput, MultiCropWrapper
 from maskdistill.objectives import DINOLoss
 from maskdistill.training.optimizer import (
@@ -96,6 +96,26 @@ class StepMetrics(NamedTuple):
     feature_spread: Tensor
 
 
+class StepView(NamedTuple):
+    """What a step has drawn and seen before it changes anything, for those who look on.
+
+    Attributes:
+        crops: ``(B, 3, H, W)`` each, the global ones first.
+        masks: the student's, one per crop, ``(B, N)`` bool or None.
+        counts: hidden patches of every row per crop, where known.
+        teacher: logits and features of the global views, view by view.
+        targets: ``(G * B, K)`` distributions made of those logits.
+        parts: slices of the batch, which go through the networks one after the other.
+    """
+
+    crops: Sequence[Tensor]
+    masks: Sequence[Tensor | None]
+    counts: Sequence[int | None]
+    teacher: MultiCropOutput
+    targets: Tensor
+    parts: Sequence[slice]
+
+
 def make_teacher(student: MultiCropWrapper) -> MultiCropWrapper:
     """Return a frozen copy of the student, without drop path or dropout.
 
@@ -118,6 +138,7 @@ def train_step(
     *,
     boxes: Tensor | None = None,
     flipped: Tensor | None = None,
+    observe: Callable[[StepView], None] | None = None,
 ) -> StepMetrics:
     """Draw the masks, run teacher and student, and update both.
 
@@ -139,6 +160,8 @@ def train_step(
         generator: source of the masks, on the crops' device or the CPU.
         boxes: ``(B, V, 4)``, where each crop lies in its image, for maskers that want to know.
         flipped: ``(B, V)`` bool, whether each crop was mirrored.
+        observe: called with what the step has seen, before the student's forward; it must change
+            nothing and draw no random number.
 
     Returns:
         Metrics of the step, still on the device.
@@ -170,13 +193,14 @@ def train_step(
     patch_size = state.student_net.backbone.patch_size
     signals: dict[str, Any] = {} if attention is None else {"attention": attention}
     masks, counts = policy.student_masks(crops, patch_size, **draw, **signals)
+    if observe is not None:
+        observe(StepView(crops, masks, counts, teacher, targets, parts))
     losses = []
     for part in parts:
         with gradients_later(state.student, part is not parts[-1]):
             with autocast():
-                student = state.student(_rows(crops, part), _rows(masks, part), counts)
-            # The teacher's targets are view by view.
-            own = targets.unflatten(0, (-1, crops[0].shape[0]))[:, part].flatten(0, 1)
+                student = state.student(rows_of(crops, part), rows_of(masks, part), counts)
+            own = targets_of(targets, part, crops[0].shape[0])
             loss = state.objective(student.logits, own, views=len(crops)) / len(parts)
             loss.backward()
         losses.append(loss.detach())
@@ -189,7 +213,7 @@ def train_step(
         freeze_gradients(net, "last_layer")
     state.optimizer.step()
     update_average(state.teacher.parameters(), net.parameters(), settings.momentum)
-    spread = feature_spread(teacher.features[: crops[0].shape[0]])
+    spread = feature_spread(teacher.features[: crops[0].shape[0]], check=False)
     return StepMetrics(torch.stack(losses).sum(), norm, _entropy(targets), spread)
 
 
@@ -204,9 +228,15 @@ def _parts(crops: Sequence[Tensor], count: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, batch, size)]
 
 
-def _rows(tensors: Sequence[Any], part: slice) -> list[Any]:
+def rows_of(tensors: Sequence[Any], part: slice) -> list[Any]:
     """Return the images of one part of the batch, of every crop that has a tensor."""
     return [None if tensor is None else tensor[part] for tensor in tensors]
+
+
+def targets_of(targets: Tensor, part: slice, batch: int) -> Tensor:
+    """Return the targets of one part of the batch; they are view by view, ``(G * B, K)``."""
+    own: Tensor = targets.unflatten(0, (-1, batch))[:, part].flatten(0, 1)
+    return own
 
 
 @torch.no_grad()
@@ -225,7 +255,7 @@ def _run_teacher(
     outputs, attentions = [], []
     for part in parts:
         with vit.record_attention() if wanted else nullcontext() as record:
-            outputs.append(teacher(_rows(views, part), _rows(masks, part), counts))
+            outputs.append(teacher(rows_of(views, part), rows_of(masks, part), counts))
         if record is not None:
             attentions.append(record.attention)
             if len(attentions[-1]) != len(outputs[-1].features):
@@ -250,16 +280,3 @@ def _joined(parts: Sequence[Tensor], views: int) -> Tensor:
 def _entropy(p: Tensor) -> Tensor:
     entropy: Tensor = -torch.special.xlogy(p, p).sum(dim=-1).mean()
     return entropy
-
-
-def feature_spread(features: Tensor) -> Tensor:
-    """Return how far unit-length embeddings spread: 0 at one point, 1 in all directions.
-
-    Args:
-        features: ``(B, D)``.
-
-    Returns:
-        sqrt(1 - |mean of the unit vectors|^2), a scalar tensor.
-    """
-    mean = F.normalize(features.float(), dim=-1).mean(dim=0)
-    return (1 - mean.square().sum()).clamp(min=0).sqrt()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from maskdistill.data.augment import Crops, MultiCrop, normalize
@@ -29,6 +29,7 @@ from maskdistill.training.config import TrainingConfig
 from maskdistill.training.distributed import Processes, start_processes
 from maskdistill.training.feeding import Feed, moved
 from maskdistill.training.folder import hold_folder
+from maskdistill.training.health_signs import health_due, measure_health
 from maskdistill.training.interruption import SignalWatch, StopRequest, TrainingInterrupted
 from maskdistill.training.keeping import CollapseWarning as CollapseWarning
 from maskdistill.training.keeping import NonFiniteLossError as NonFiniteLossError
@@ -41,11 +42,8 @@ from maskdistill.training.resuming import (
     state_content,
 )
 from maskdistill.training.schedules import cosine_with_warmup, linear_by_epoch
-from maskdistill.training.step import (
-    StepMetrics,
-    StepSettings,
-    train_step,
-)
+from maskdistill.training.step import StepMetrics, StepSettings, train_step
+from maskdistill.training.wandb_run import import_wandb, wandb_project
 from maskdistill.views import ViewPolicy
 
 Evaluate = Callable[[MaskedViT], dict[str, float]]
@@ -102,6 +100,7 @@ class Trainer:
     Raises:
         ValueError: settings, model and policy that do not go together.
         TypeError: a policy that is none.
+        ImportError: Weights & Biases was asked for and is not installed.
     """
 
     def __init__(
@@ -122,6 +121,9 @@ class Trainer:
         self.images = images
         self.policy = policy
         self.agreement = Agreement(self.processes)
+        project = wandb_project(config.wandb)
+        if project:
+            self.agreement.by_main(lambda: bool(import_wandb(project)))
         self.feed = Feed(images, config, self.processes, self.agreement)
         self._per_epoch = self.feed.steps_per_epoch
         self.config = config.resolved(self.feed.count, self.processes.world)
@@ -136,6 +138,7 @@ class Trainer:
             self.config.local_scale,
         )
         self.state = build_state(self.config, policy, self.processes, backbone)
+        self._signs: dict[str, Tensor] = {}  # of health, where the last step's were due
 
     @property
     def teacher(self) -> MultiCropWrapper:
@@ -160,7 +163,8 @@ class Trainer:
         at once. The handlers from before come back when ``fit`` ends.
 
         Args:
-            out: folder for ``metrics.jsonl``, TensorBoard events and ``checkpoints/``.
+            out: folder for ``metrics.jsonl``, TensorBoard events and ``checkpoints/``; a run of
+                Weights & Biases is kept there too, if ``config.wandb`` asks for one.
             resume: go on from the newest whole checkpoint in ``out``, or from one that
                 `check_resumable` returned; the result is the uninterrupted run's.
             evaluate: called with the teacher's backbone, in all processes, at the end and every
@@ -177,6 +181,7 @@ class Trainer:
             FileExistsError: ``out`` holds a run already and ``resume`` is False.
             BlockingIOError: another run is writing into ``out``.
             ValueError: no checkpoint is whole, or it belongs to other settings.
+            ConnectionError: Weights & Biases was asked for and cannot begin.
         """
         out = Path(out)
         config, processes, total = self.config, self.processes, self.total_steps
@@ -225,7 +230,7 @@ class Trainer:
                         if logging or saving or on_cpu:
                             keeper.check_finite(metrics, self.step)
                         if logging:
-                            keeper.log(self.step, *self._beside_metrics())
+                            keeper.log(self.step, *self._beside_metrics(), self._signs)
                         if saving:
                             keeper.save(self._content())
                     if stopping and keeper.saved:
@@ -292,9 +297,16 @@ class Trainer:
         torch.manual_seed(derive_seed(seed, "drop path", self.step, rank))
         masks = torch.Generator(device).manual_seed(derive_seed(seed, "masks", self.step, rank))
         self.state.student.train()
+        settings, c = self.settings(self.step), self.config
+        self._signs = {}
+        due = health_due(
+            self.step + 1, self.total_steps, log_every=c.log_every, health_every=c.health_every
+        )
         return train_step(
-            self.state, [normalize(crop) for crop in crops.images], self.policy,
-            self.settings(self.step), masks, boxes=crops.boxes, flipped=crops.flipped,
+            self.state, [normalize(crop) for crop in crops.images], self.policy, settings, masks,
+            boxes=crops.boxes, flipped=crops.flipped,
+            observe=lambda seen: self._signs.update(measure_health(self.state, seen, settings))
+            if due else None,
         )  # fmt: skip
 
     def settings(self, step: int) -> StepSettings:

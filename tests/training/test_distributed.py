@@ -24,6 +24,8 @@ import maskdistill as md
 from maskdistill.job import JobConfig, run_job
 from maskdistill.training import Trainer, TrainingConfig, latest_checkpoint, train_step
 from maskdistill.training.distributed import Processes
+from maskdistill.training.health_signs import PREFIX
+from maskdistill.training.records import read_metrics
 from maskdistill.training.resuming import restore_state, state_content
 from maskdistill.training.sharding import can_shard_on_cpu, gathered, is_sharded
 from tests.training.conftest import TINY, Noise, assert_same, weights
@@ -183,6 +185,10 @@ def test_the_job_is_the_same_however_weights_lie(folder: Path) -> None:
             torch.testing.assert_close(fsdp[role][key], value, rtol=0, atol=1e-5)
     for key in ("knn", "knn_random_init", "knn_train_images", "processes"):
         assert summaries[0][key] == summaries[1][key]
+    lines = [read_metrics(folder / name / "metrics.jsonl") for name in ("ddp", "fsdp")]
+    signs = [{k: v for k, v in line[0].items() if k.startswith(PREFIX)} for line in lines]
+    assert f"{PREFIX}masked_loss" in signs[0]
+    assert signs[1] == pytest.approx(signs[0], abs=1e-4), "all processes looked"
     one, two = (load_file(folder / name / "backbone.safetensors") for name in ("ddp", "fsdp"))
     assert one.keys() == two.keys()
 

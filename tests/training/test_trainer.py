@@ -86,7 +86,8 @@ def test_the_seed_changes_everything(build: Build, tmp_path: Path) -> None:
 
 def test_what_the_policy_masks_is_masked(build: Build, tmp_path: Path) -> None:
     """The student's global views and no others, as the backbone sees them."""
-    trainer = build(md.AsymmetricMaskPolicy(md.RandomMasker(0.5)), max_steps=1)
+    policy = md.AsymmetricMaskPolicy(md.RandomMasker(0.5))
+    trainer = build(policy, max_steps=1, health_every=0)  # which looks at the student as well
     seen: dict[str, list[tuple[int, bool]]] = {"student": [], "teacher": []}
     for role, net in (("student", trainer.state.student_net), ("teacher", trainer.teacher)):
         net.backbone.register_forward_pre_hook(
@@ -136,7 +137,7 @@ def test_maskers_that_know_geometry_train(build: Build, tmp_path: Path) -> None:
     policy = md.ViewPolicy(
         student_global=scene | guided, student_local=guided | scene, teacher_global=scene
     )
-    trainer = build(policy, max_steps=1)
+    trainer = build(policy, max_steps=1, health_every=0)
     seen: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
     for role, net in (("student", trainer.state.student_net), ("teacher", trainer.teacher)):
         net.backbone.register_forward_pre_hook(
@@ -283,7 +284,8 @@ def test_other_settings_cannot_resume(build: Build, tmp_path: Path) -> None:
         fit(build(md.ViewPolicy.none()), tmp_path, resume=True)
     with pytest.raises(FileExistsError, match="holds a run already"):
         fit(build(), tmp_path)
-    free = {"workers": 1, "log_every": 1, "checkpoint_every": 5, "keep_checkpoints": 1}
+    free = {"workers": 1, "log_every": 1, "checkpoint_every": 5, "keep_checkpoints": 1,
+            "health_every": 0, "wandb": ""}  # fmt: skip
     assert build(**free).fit(tmp_path, resume=True, progress_bar=False).steps == 12
 
 

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskdistill.evaluation import health
-from maskdistill.training.step import feature_spread as trainers_spread
+from maskdistill import evaluation, health
 
 
 @given(st.integers(0, 999), st.integers(2, 30), st.integers(2, 30), st.booleans())
@@ -45,10 +44,19 @@ def test_ranks_of_known_matrices() -> None:
         assert float(health.participation_ratio(scale * x)) == pytest.approx(10, rel=0.02)
 
 
-def test_spread_is_the_trainers() -> None:
+def test_spread_is_its_definition() -> None:
     for shift in (0.0, 1.0, 10.0):
         x = torch.randn(50, 12) + shift
-        assert health.feature_spread(x).equal(trainers_spread(x))
+        mean = (x / x.norm(dim=1, keepdim=True)).mean(dim=0)
+        assert float(health.feature_spread(x)) == pytest.approx(
+            math.sqrt(1 - float(mean.norm()) ** 2), abs=1e-5
+        )
+    x[0, 0] = math.nan
+    assert health.feature_spread(x, check=False).isnan(), "a training step has its own test"
+
+
+def test_evaluation_has_them_too() -> None:
+    assert evaluation.effective_rank is health.effective_rank
 
 
 def test_entropy_and_divergence() -> None:
