@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -24,6 +26,40 @@ def progress(items: Iterable[T], what: str, unit: str) -> Iterator[T]:
     from tqdm import tqdm
 
     return iter(tqdm(items, desc=what, unit=unit, delay=2, disable=None, dynamic_ncols=True))
+
+
+@contextmanager
+def ticking(bar: Any) -> Iterator[None]:
+    """Keep the clock of a bar going, from two seconds on, while nothing else moves it."""
+    done = threading.Event()
+
+    def tick() -> None:
+        wait = 2.0
+        while not done.wait(wait):
+            bar.refresh()
+            wait = 0.5
+
+    clock = threading.Thread(target=tick, daemon=True)
+    if not bar.disable:
+        clock.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if clock.is_alive():
+            clock.join()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say on a terminal what is being waited for, and how long, from two seconds on."""
+    from tqdm import tqdm
+
+    with (
+        tqdm(desc=what, bar_format="{desc} [{elapsed}]", delay=2, disable=None, leave=False) as bar,
+        ticking(bar),
+    ):
+        yield
 
 
 def output_closed() -> None:

@@ -14,6 +14,7 @@ from maskdistill.evaluation.attention_report import (
     AttentionScores,
     CentreScores,
     attention_quality,
+    attention_scores,
     reinitialised,
 )
 from maskdistill.evaluation.attention_statistics import (
@@ -79,17 +80,6 @@ from maskdistill.evaluation.fewshot import (
     few_shot,
     rows_of_classes,
 )
-from maskdistill.evaluation.health import (
-    PrototypeUsage,
-    alignment,
-    effective_rank,
-    feature_spread,
-    kl_to_uniform,
-    participation_ratio,
-    prototype_usage,
-    teacher_entropy,
-    uniformity,
-)
 from maskdistill.evaluation.knn import (
     knn_accuracies,
     knn_accuracy,
@@ -126,6 +116,17 @@ from maskdistill.evaluation.stability import (
     compare_attention,
     occlusion_stability,
 )
+from maskdistill.health import (
+    PrototypeUsage,
+    alignment,
+    effective_rank,
+    feature_spread,
+    kl_to_uniform,
+    participation_ratio,
+    prototype_usage,
+    teacher_entropy,
+    uniformity,
+)
 from maskdistill.models.probing import evaluating
 
 __all__ = [
@@ -159,6 +160,7 @@ __all__ = [
     "attention_jaccard",
     "attention_maps",
     "attention_quality",
+    "attention_scores",
     "attention_spread",
     "attention_stability",
     "background_challenge",

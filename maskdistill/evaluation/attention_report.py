@@ -189,18 +189,89 @@ def attention_quality(
         ValueError: masks of another size than the images, no images, images without an object, no
             seeds, or a model whose attention cannot be read.
     """
-    _check(images, masks, seeds, baseline)
+    _check(images, masks)
+    _check_baseline(images, seeds, baseline)
     if boxes is None:
         boxes = mask_boxes(masks).float()
+    options: dict[str, Any] = {
+        "boxes": boxes, "ignore": ignore, "mass": mass, "tolerance": tolerance,
+        "discovery": discovery, "batch_size": batch_size,
+    }  # fmt: skip
     with _wrapped(vit) as model:
-        run = _Run(images, masks, boxes, ignore, mass, tolerance, discovery, batch_size)
-        own = _measure(model, run)
+        own = attention_scores(model, images, masks, **options)
         if isinstance(baseline, AttentionQuality):
             each = baseline.random_init_each
         else:
-            each = tuple(_measure(reinitialised(model, seed), run) for seed in seeds)
+            each = tuple(
+                attention_scores(reinitialised(model, seed), images, masks, **options)
+                for seed in seeds
+            )
+    centre = _centre(masks, boxes, ignore, tolerance)
     return AttentionQuality(
-        own, _mean(each), each, _centre(run), len(images), float(mass), float(tolerance)
+        own, _mean(each), each, centre, len(images), float(mass), float(tolerance)
+    )
+
+
+@torch.no_grad()
+def attention_scores(
+    vit: MaskedViT,
+    images: Tensor,
+    masks: Tensor,
+    *,
+    boxes: Tensor | Sequence[Tensor] | None = None,
+    ignore: Tensor | None = None,
+    mass: float = 0.6,
+    tolerance: float = 0,
+    discovery: bool = True,
+    batch_size: int = 32,
+) -> AttentionScores:
+    """Measure one model as `attention_quality` does, with its arguments and without baselines.
+
+    >>> attention_scores(vit, images, masks).jaccard_best_head  # doctest: +SKIP
+    0.337
+    """
+    _check(images, masks)
+    if boxes is None:
+        boxes = mask_boxes(masks).float()
+    size = (images.shape[2], images.shape[3])
+    grid, weight = vit.grid(*size), next(vit.parameters())
+    weights: list[Tensor] = []
+    maps, distances, lost_boxes, cut_boxes = [], [], [], []
+    with evaluating(vit), vit.record_attention() as record, ExitStack() as stack:
+        keys = _keys(vit, stack) if discovery else None
+        blocks = getattr(vit.backbone, "blocks", None)
+        last = getattr(blocks[-1], "attn", None) if isinstance(blocks, _LISTS) else None
+        stack.enter_context(reading_weights(last, lambda seen: weights.append(seen)))
+        for part in images.split(batch_size):
+            part = part.to(weight.device)
+            vit((normalize(part) if part.dtype == torch.uint8 else part).to(weight.dtype))
+            maps.append(record.attention.float())
+            if weights:
+                seen = patch_weights(weights.pop(), grid, vit.prefix_tokens).float()
+                distances.append(mean_attention_distance(seen, grid, vit.patch_size))
+            if keys is not None:
+                found = keys()
+                lost_boxes.append(lost(found, grid).boxes)
+                cut_boxes.append(token_cut(found, grid).boxes)
+    attention = torch.cat(maps)
+    jaccard = attention_jaccard(attention, masks, grid, mass=mass, ignore=ignore)
+    pointing = pointing_game(attention, masks, grid, tolerance=tolerance)
+    mean = attention.mean(dim=1, keepdim=True)
+    box = attention_boxes(mean, grid, size, mass=mass)[:, 0]
+
+    def found_by(found: list[Tensor]) -> float | None:
+        return corloc(in_pixels(torch.cat(found), grid, size), boxes) if found else None
+
+    return AttentionScores(
+        *jaccard,
+        corloc(box, boxes),
+        found_by(lost_boxes),
+        found_by(cut_boxes),
+        *pointing,
+        entropy=float(attention_entropy(attention).mean()),
+        head_diversity=float(head_diversity(attention).mean()),
+        attention_spread=float(attention_spread(attention, grid, vit.patch_size).mean()),
+        attention_distance=float(torch.cat(distances).mean()) if distances else None,
     )
 
 
@@ -257,65 +328,6 @@ def reinitialised(vit: MaskedViT, seed: int = 0) -> MaskedViT:
 # --- Parts
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What all models of a report are measured on."""
-
-    images: Tensor
-    masks: Tensor
-    boxes: Tensor | Sequence[Tensor]
-    ignore: Tensor | None
-    mass: float
-    tolerance: float
-    discovery: bool
-    batch_size: int
-
-
-@torch.no_grad()
-def _measure(vit: MaskedViT, run: _Run) -> AttentionScores:
-    """Measure one model: one pass over the images, then the scores of all."""
-    size = (run.images.shape[2], run.images.shape[3])
-    grid, weight = vit.grid(*size), next(vit.parameters())
-    weights: list[Tensor] = []
-    maps, distances, lost_boxes, cut_boxes = [], [], [], []
-    with evaluating(vit), vit.record_attention() as record, ExitStack() as stack:
-        keys = _keys(vit, stack) if run.discovery else None
-        blocks = getattr(vit.backbone, "blocks", None)
-        last = getattr(blocks[-1], "attn", None) if isinstance(blocks, _LISTS) else None
-        stack.enter_context(reading_weights(last, lambda seen: weights.append(seen)))
-        for part in run.images.split(run.batch_size):
-            part = part.to(weight.device)
-            vit((normalize(part) if part.dtype == torch.uint8 else part).to(weight.dtype))
-            maps.append(record.attention.float())
-            if weights:
-                seen = patch_weights(weights.pop(), grid, vit.prefix_tokens).float()
-                distances.append(mean_attention_distance(seen, grid, vit.patch_size))
-            if keys is not None:
-                found = keys()
-                lost_boxes.append(lost(found, grid).boxes)
-                cut_boxes.append(token_cut(found, grid).boxes)
-    attention = torch.cat(maps)
-    jaccard = attention_jaccard(attention, run.masks, grid, mass=run.mass, ignore=run.ignore)
-    pointing = pointing_game(attention, run.masks, grid, tolerance=run.tolerance)
-    mean = attention.mean(dim=1, keepdim=True)
-    box = attention_boxes(mean, grid, size, mass=run.mass)[:, 0]
-
-    def found_by(boxes: list[Tensor]) -> float | None:
-        return corloc(in_pixels(torch.cat(boxes), grid, size), run.boxes) if boxes else None
-
-    return AttentionScores(
-        *jaccard,
-        corloc(box, run.boxes),
-        found_by(lost_boxes),
-        found_by(cut_boxes),
-        *pointing,
-        entropy=float(attention_entropy(attention).mean()),
-        head_diversity=float(head_diversity(attention).mean()),
-        attention_spread=float(attention_spread(attention, grid, vit.patch_size).mean()),
-        attention_distance=float(torch.cat(distances).mean()) if distances else None,
-    )
-
-
 _LISTS = (nn.Sequential, nn.ModuleList)
 
 
@@ -326,12 +338,13 @@ def _keys(vit: MaskedViT, stack: ExitStack) -> Any:
         return None
 
 
-def _centre(run: _Run) -> CentreScores:
-    jaccard = centre_box_jaccard(run.masks, ignore=run.ignore)
-    size = (run.images.shape[2], run.images.shape[3])
-    located = centre_box_corloc(run.boxes, size)
-    middle = torch.ones(len(run.masks), 1, 1)  # one patch over all, whose middle is the image's
-    pointing = pointing_game(middle, run.masks, (1, 1), tolerance=run.tolerance)
+def _centre(
+    masks: Tensor, boxes: Tensor | Sequence[Tensor], ignore: Tensor | None, tolerance: float
+) -> CentreScores:
+    jaccard = centre_box_jaccard(masks, ignore=ignore)
+    located = centre_box_corloc(boxes, (masks.shape[1], masks.shape[2]))
+    middle = torch.ones(len(masks), 1, 1)  # one patch over all, whose middle is the image's
+    pointing = pointing_game(middle, masks, (1, 1), tolerance=tolerance)
     return CentreScores(*jaccard, *located, pointing=pointing.head_mean)
 
 
@@ -356,7 +369,7 @@ def _wrapped(vit: nn.Module) -> Iterator[MaskedViT]:
         wrapper.unwrap()
 
 
-def _check(images: Tensor, masks: Tensor, seeds: Sequence[int], baseline: Any) -> None:
+def _check(images: Tensor, masks: Tensor) -> None:
     if images.ndim != 4 or not len(images) or images.dtype not in (torch.uint8, torch.float32):
         raise ValueError(
             "images must be (B, 3, H, W) uint8, or float32 and normalised, with B >= 1; got "
@@ -368,6 +381,9 @@ def _check(images: Tensor, masks: Tensor, seeds: Sequence[int], baseline: Any) -
             f"masks must be {wanted} bool, of the very images; got {tuple(masks.shape)} "
             f"{masks.dtype}. Resize images and masks alike; open_masks does."
         )
+
+
+def _check_baseline(images: Tensor, seeds: Sequence[int], baseline: Any) -> None:
     if isinstance(baseline, AttentionQuality):
         if baseline.images != len(images):
             raise ValueError(
