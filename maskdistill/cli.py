@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from maskdistill.commands.attention import attention
+from maskdistill.commands.compare import compare
+from maskdistill.commands.evaluate import evaluate
 from maskdistill.commands.models import models
 from maskdistill.commands.pack import pack
 from maskdistill.commands.said import NEEDS_TRAIN, output_closed
@@ -16,6 +19,8 @@ _DESCRIPTION = """Masking strategies for self-distillation of Vision Transformer
   maskdistill show "BlockMasker(0.4)"     what a masker hides
   maskdistill train                       a first run, on built-in scenes
   maskdistill train --data PATH           on images of your own
+  maskdistill evaluate runs/first         what it learned, next to random weights
+  maskdistill compare study.toml          policies x seeds, and a report
   maskdistill COMMAND --help              all about one command
 """
 
@@ -55,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, command in _COMMANDS.items():
         commands.command(name=name)(command)
     try:
-        commands.cli(prog="maskdistill", description=_DESCRIPTION, args=arguments)
+        code = commands.cli(prog="maskdistill", description=_DESCRIPTION, args=arguments)
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         output_closed()
     except (ValueError, OSError, ImportError) as error:
@@ -71,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _train() -> None:
@@ -80,6 +85,9 @@ def _train() -> None:
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "train": _train,
+    "evaluate": evaluate,
+    "attention": attention,
+    "compare": compare,
     "show": show,
     "models": models,
     "pack": pack,

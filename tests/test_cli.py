@@ -285,7 +285,7 @@ def test_train_is_the_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "--version")[1] == f"maskdistill {md.__version__}\n"
-    for command in ("train", "show", "models", "pack"):
+    for command in ("train", "evaluate", "attention", "compare", "show", "models", "pack"):
         with pytest.raises(SystemExit) as stopped:
             cli.main([command, "--help"])
         assert stopped.value.code == 0

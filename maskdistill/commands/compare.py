@@ -1,0 +1,139 @@
+"""``maskdistill compare``: policies x seeds on one data set, and a report to read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskdistill.comparing import Cell, Outcome, Results, Study
+
+
+def compare(
+    study: Path | None = None,
+    /,
+    out: Path | None = None,
+    jobs: int | None = None,
+    devices: tuple[str, ...] = (),
+    report_only: bool = False,
+    dry_run: bool = False,
+    template: bool = False,
+    json: bool = False,
+) -> int:
+    """Run a study, policies x seeds on one data set, and write a report that reads by itself.
+
+    maskdistill compare study.toml --out studies/first
+
+    Without a file it runs the study on the built-in scenes: three policies, three seeds. Called
+    again it goes on where it stopped, skips what is done, and adds what was added. The folder then
+    holds report.html, results.json, runs.csv, differences.csv, and each run in runs/.
+
+    Args:
+        study: a .toml file, or a .py file that assigns study = Study(...).
+        out: folder of the study. Without it: studies/NAME, after the file.
+        jobs: runs at a time. Without it: one on each GPU; on a CPU one per core, at most 4.
+        devices: to use, such as cuda:0 cuda:1. Without it: all GPUs, or the CPU.
+        report_only: run nothing; write the report of what is there.
+        dry_run: check the study and say what would run.
+        template: print a study to start from, and do nothing else.
+        json: print the results as JSON in the end.
+
+    Returns:
+        0; 1 where a run failed or is not done; 130 or 143 where a signal stopped it.
+    """
+    from maskdistill.comparing import StudyInterrupted
+    from maskdistill.comparing.study import TEMPLATE, read_study
+
+    if template:
+        print(TEMPLATE.read_text(encoding="utf-8"), end="")
+        return 0
+    path = TEMPLATE if study is None else study
+    read = read_study(path)
+    out = Path("studies") / path.stem if out is None else out
+    if dry_run:
+        return _plan(read, out)
+    try:
+        results = _run(read, out, path, jobs, devices, report_only)
+    except StudyInterrupted as error:
+        print(f"\nstopped: {error} Go on with the same command.", file=sys.stderr)
+        return error.exit_code
+    _say(results, json)
+    return 0 if len(results.done) == len(results.runs) else 1
+
+
+def _plan(study: Study, out: Path) -> int:
+    from maskdistill.comparing.one_run import is_done
+    from maskdistill.comparing.running import check_unchanged, folder_of, orders
+
+    check_unchanged(study, out)
+    for cell, order in orders(study).items():
+        state = "done" if is_done(folder_of(out, cell), order) else "to run"
+        print(f"{state:6}  {cell.name:24}  {order.policy!r}")
+    return 0
+
+
+def _run(
+    study: Study,
+    out: Path,
+    path: Path,
+    jobs: int | None,
+    devices: tuple[str, ...],
+    report_only: bool,
+) -> Results:
+    from tqdm import tqdm
+
+    from maskdistill.comparing import comparison, gather
+
+    if report_only:
+        results = gather(study, out)
+        if not results.done:
+            raise ValueError(f"no run of the study is done in {out}, so there is no report yet.")
+        comparison.report(results)
+        return results
+    cells = study.cells()
+    print(f"{study.question}\n{len(cells)} runs in {out}", file=sys.stderr)
+    with tqdm(
+        total=len(cells), unit="run", disable=None, dynamic_ncols=True,
+        bar_format="{l_bar}{bar}| {n:.1f}/{total} runs [{elapsed}<{remaining}]",
+    ) as bar:  # fmt: skip
+
+        def ended(cell: Cell, outcome: Outcome) -> None:
+            took = f" in {_minutes(outcome.seconds)}" if outcome.seconds else ""
+            why = f": {outcome.message}" if outcome.message else ""
+            tqdm.write(f"{cell.name}: {outcome.state}{took}{why}", file=sys.stderr)
+
+        def progress(done: float) -> None:
+            bar.n = done
+            bar.refresh()
+
+        return comparison.compare(
+            study,
+            out,
+            study_file=path if path.suffix == ".py" else None,
+            jobs=jobs,
+            devices=devices,
+            ended=ended,
+            progress=progress,
+        )
+
+
+def _say(results: Results, as_json: bool) -> None:
+    failed = [run for run in results.runs if run.measured is None]
+    for run in failed:
+        print(f"{run.cell.name} is not done: {run.outcome.message}", file=sys.stderr)
+    if not results.done:
+        print("no run is done, so there is no report.", file=sys.stderr)
+        return
+    if as_json:
+        print(json.dumps(results.plain()))
+        return
+    found: dict[str, Any] = results.plain()
+    for sentence in found["sentences"]:
+        print(sentence)
+    print(f"\nreport: {results.out / 'report.html'}")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

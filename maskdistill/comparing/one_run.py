@@ -1,0 +1,146 @@
+"""One run of a study in a process of its own: ``python -m maskdistill.comparing.one_run``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskdistill.comparing.study import load_study_module
+from maskdistill.evaluation import load_backbone, reinitialised
+from maskdistill.job import run_job
+from maskdistill.job_config import JobConfig
+from maskdistill.job_images import open_images
+from maskdistill.measures import Measured, measure
+from maskdistill.training.checkpoint import write_durably
+from maskdistill.training.distributed import start_processes
+from maskdistill.training.interruption import TrainingInterrupted
+from maskdistill.views import ViewPolicy
+
+MEASURED = "measured.json"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process is to do.
+
+    Attributes:
+        config: settings of the run, its folder and device among them.
+        policy: that it trains under.
+        groups: of measures to take of the backbone.
+        random_weights: measure the same model with random weights as well.
+    """
+
+    config: JobConfig
+    policy: ViewPolicy
+    groups: tuple[str, ...]
+    random_weights: bool
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what measures depend on besides the backbone."""
+        return {
+            "groups": sorted(self.groups),
+            "train_images": self.config.knn_train,
+            "val_images": self.config.knn_val,
+            "random_weights": self.random_weights,
+        }
+
+
+def carry_out(order: Order) -> None:
+    """Train if that is not done, measure, and write both into the run's folder."""
+    config = order.config
+    assert config.out is not None
+    if not (config.out / "summary.json").is_file():
+        run_job(config, order.policy)
+    images, _ = open_images(config)
+    device = start_processes(config.device).device
+    vit = load_backbone(config.out).to(device)
+    options: dict[str, Any] = {
+        "groups": order.groups, "train_limit": config.knn_train, "val_limit": config.knn_val,
+    }  # fmt: skip
+    found = {"policy": measure(vit, images, config.image_size, **options).to_json()}
+    if order.random_weights:
+        random = reinitialised(vit, config.seed)
+        found["random"] = measure(random, images, config.image_size, **options).to_json()
+    content = {"protocol": order.protocol(), **found}
+    write_durably(json.dumps(content, indent=1) + "\n", config.out / MEASURED)
+
+
+def is_done(out: Path, order: Order) -> bool:
+    """Say whether a folder has all that an order asks for."""
+    if not (out / "summary.json").is_file():
+        return False
+    protocol = read_measured(out).get("protocol", {})
+    if not protocol:
+        return False
+    wanted = order.protocol()
+    same = all(protocol.get(name) == wanted[name] for name in ("train_images", "val_images"))
+    more = set(protocol.get("groups", ())) >= set(wanted["groups"])
+    return same and more and protocol.get("random_weights", False) >= wanted["random_weights"]
+
+
+def read_measured(out: Path) -> dict[str, Any]:
+    """Return what was measured in a run's folder; nothing where that is missing or damaged."""
+    try:
+        found = json.loads((out / MEASURED).read_text())
+        whole = isinstance(found["protocol"]["groups"], list)
+        Measured.from_json(found["policy"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return dict(found) if whole else {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read an order from the standard input and carry it out.
+
+    Args:
+        argv: the study's Python file, if it is one; None is the command line's.
+
+    Returns:
+        0; 1 where it failed, with a sentence in the log's last line; 128 and the signal's number
+        where a signal stopped it.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments:  # the order may hold classes that the study defines
+            load_study_module(Path(arguments[0]))
+        order: Order = pickle.loads(sys.stdin.buffer.read())
+        carry_out(order)
+    except TrainingInterrupted as error:
+        print(f"stopped: {error}", flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped: interrupted", flush=True)
+        return 130
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError, ImportError)):
+            traceback.print_exc(file=sys.stdout)
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        print(f"error: {kind}{error}".replace("\n", " "), flush=True)
+        return 1
+    return 0
+
+
+def limit_threads(threads: int, environment: dict[str, str] | None = None) -> dict[str, str]:
+    """Return an environment in which a process computes with so many CPU threads."""
+    found = dict(os.environ if environment is None else environment)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        found[name] = str(threads)
+    return found
+
+
+def with_folder(order: Order, out: Path, device: str) -> Order:
+    """Return an order with its run's folder and device."""
+    config = dataclasses.replace(order.config, out=out, device=device, auto_resume=True)
+    return dataclasses.replace(order, config=config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

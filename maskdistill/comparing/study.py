@@ -1,0 +1,338 @@
+"""A study: which policies, with which seeds, on what budget, and which claims are tested."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maskdistill import presets
+from maskdistill.job import recipe
+from maskdistill.job_config import MINI_IMAGENET, SCENES, JobConfig
+from maskdistill.measures import DEFAULT_GROUPS, GROUPS, MEASURES
+from maskdistill.views import POLICIES, ViewPolicy
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+TEMPLATE = Path(__file__).with_name("scenes.toml")
+"""The study on the built-in scenes, which ``maskdistill compare`` runs without a file."""
+
+DEFAULT_CLAIMS = ("knn_20", "jaccard_best_head", "occlusion_random")
+
+# The comparison says these itself, of each run.
+_OWN = ("seed", "out", "resume", "auto_resume")
+# Were these another from policy to policy, the policies would not be what differs.
+_SHARED = (
+    "data", "data_format", "shards", "val_shards", "scenes", "epochs", "max_steps", "knn_train",
+    "knn_val", "image_size",
+)  # fmt: skip
+_MODULE = "maskdistill_study"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Policies x seeds on one data set and budget, and the claims that are tested.
+
+    >>> from maskdistill import AsymmetricMaskPolicy, BlockMasker, ViewPolicy
+    >>> study = Study(
+    ...     {"none": {"policy": "none"}, "blocks": AsymmetricMaskPolicy(BlockMasker(0.4))},
+    ...     seeds=(0, 1), settings={"epochs": 1, "scenes": 256},
+    ... )
+    >>> study.config("blocks", seed=1).epochs
+    1
+    >>> [cell.name for cell in study.cells()]
+    ['none-seed0', 'blocks-seed0', 'none-seed1', 'blocks-seed1']
+
+    Runs of one seed share initial weights, the order of images and their crops, so differences are
+    taken pair by pair. The claims are named before the runs, since a test that was chosen after
+    looking at its result says nothing.
+
+    Args:
+        policies: name to a `ViewPolicy`, or to settings of the main job (`JobConfig`) that this
+            policy has of its own, such as ``{"masker": "BlockMasker(0.4)"}``.
+        question: what the study is to answer, for the report.
+        seeds: of the runs of each policy.
+        baseline: name of the policy that the others are compared with; None is the first.
+        settings: of all runs, as in `JobConfig`; without ``data`` or ``shards`` the images are the
+            built-in scenes.
+        claims: measures (`maskdistill.measures.MEASURES`) whose differences are tested, together.
+        measures: groups of measures (`maskdistill.measures.GROUPS`) that are taken of every run.
+        confidence: of intervals, and 1 - the level of the tests.
+
+    Raises:
+        ValueError: names that do not exist, settings that cannot work.
+        TypeError: settings of another type.
+    """
+
+    policies: Mapping[str, Mapping[str, Any] | ViewPolicy]
+    question: str = "Which policy of masks trains the better backbone?"
+    seeds: Sequence[int] = (0, 1, 2)
+    baseline: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    claims: Sequence[str] = DEFAULT_CLAIMS
+    measures: Sequence[str] = DEFAULT_GROUPS
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.policies, Mapping) or not self.policies:
+            raise ValueError(
+                "policies must be a table of at least one policy by name, such as [policies.none] "
+                f'with policy = "none"; got {self.policies!r}.'
+            )
+        for name in self.policies:
+            if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
+                raise ValueError(
+                    f"a policy's name becomes the name of a folder, so it must consist of letters, "
+                    f"digits and . _ + -; got {name!r}."
+                )
+        object.__setattr__(self, "seeds", tuple(self._sequence("seeds", int)))
+        object.__setattr__(self, "claims", tuple(self._sequence("claims", str)))
+        object.__setattr__(self, "measures", tuple(self._sequence("measures", str)))
+        for seed in self.seeds:
+            if seed < 0:
+                raise ValueError(f"seeds must be ints >= 0; got {seed}.")
+        if self.baseline is None:
+            object.__setattr__(self, "baseline", next(iter(self.policies)))
+        _known(str(self.baseline), self.policies, "baseline")
+        for claim in self.claims:
+            _known(claim, MEASURES, "measure in claims")
+            if MEASURES[claim].better is None:
+                raise ValueError(
+                    f"claims: {claim} is neither better nor worse when it is higher, so no claim "
+                    "can be tested with it. Leave it out; the report shows it all the same."
+                )
+        for group in self.measures:
+            _known(group, GROUPS, "group in measures")
+        for claim in self.claims:
+            if MEASURES[claim].group not in self.measures:
+                raise ValueError(
+                    f"claims: {claim} belongs to the group {MEASURES[claim].group!r}, which is not "
+                    f"in measures ({', '.join(self.measures)}). Add it there."
+                )
+        if not isinstance(self.confidence, float) or not 0.5 <= self.confidence < 1:
+            raise ValueError(f"confidence must lie in [0.5, 1); got {self.confidence!r}.")
+        for name in self.policies:
+            self.recipe(name, self.seeds[0])
+
+    def _sequence(self, name: str, kind: type) -> Sequence[Any]:
+        values = getattr(self, name)
+        right = isinstance(values, Sequence) and not isinstance(values, str)
+        if not right or any(type(value) is not kind for value in values):
+            raise TypeError(f"{name} must be a list of {kind.__name__}; got {values!r}.")
+        if not values and name != "claims":
+            raise ValueError(f"{name} must not be empty.")
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} has an entry twice: {list(values)}.")
+        found: Sequence[Any] = values
+        return found
+
+    def config(self, policy: str, seed: int) -> JobConfig:
+        """Return the settings of one run, but for its folder."""
+        real = self.settings.get("data") is not None or self.settings.get("shards") is not None
+        own = self.policies[policy]
+        tables = [("settings", self.settings)]
+        if not isinstance(own, ViewPolicy):
+            tables.append((f"policies.{policy}", own))
+        values: dict[str, Any] = {}
+        for where, table in tables:
+            _check_settings(where, table)
+            values.update(table)
+        for name in ("data", "out"):
+            if values.get(name) is not None:
+                values[name] = Path(values[name])
+        values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        try:
+            return dataclasses.replace(MINI_IMAGENET if real else SCENES, **values, seed=seed)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"[policies.{policy}] {error}") from None
+
+    def recipe(self, policy: str, seed: int) -> tuple[JobConfig, ViewPolicy]:
+        """Return the settings of one run, and its policy.
+
+        A published recipe brings its own application of the mask with it, as `JobConfig.preset`
+        does.
+        """
+        config, own = self.config(policy, seed), self.policies[policy]
+        if isinstance(own, presets.Preset):
+            return dataclasses.replace(config, apply=own.apply), own
+        if isinstance(own, ViewPolicy):
+            return config, own
+        try:
+            return recipe(config)
+        except ValueError as error:
+            raise ValueError(f"[policies.{policy}] {error}") from None
+
+    def policy(self, name: str) -> ViewPolicy:
+        """Return a policy by its name in the study."""
+        return self.recipe(name, self.seeds[0])[1]
+
+    def cells(self) -> list[Cell]:
+        """Return the runs, in their order: all policies with a seed, then with the next.
+
+        A study that is stopped has pairs to compare that way.
+        """
+        return [Cell(policy, seed) for seed in self.seeds for policy in self.policies]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the study as JSON knows it."""
+        return {
+            "question": self.question,
+            "baseline": self.baseline,
+            "seeds": list(self.seeds),
+            "claims": list(self.claims),
+            "measures": list(self.measures),
+            "confidence": self.confidence,
+            "settings": _json(self.settings),
+            "policies": {
+                name: repr(own) if isinstance(own, ViewPolicy) else _json(own)
+                for name, own in self.policies.items()
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        policy: its name in the study.
+        seed: of the run.
+    """
+
+    policy: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{self.policy}-seed{self.seed}"
+
+
+def read_study(path: str | os.PathLike[str]) -> Study:
+    """Read a study from a TOML file, or from a Python file that assigns ``study``.
+
+    >>> read_study(TEMPLATE).baseline
+    'none'
+
+    Paths to data are relative to the file. A Python file is run, so open none that you do not
+    trust.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or the study cannot work; the sentence says where.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no study {path}. maskdistill compare --template prints one to start from."
+        )
+    if path.suffix == ".py":
+        return _python_study(path)
+    if path.suffix != ".toml":
+        raise ValueError(f"a study is a file .toml or .py; got {path}.")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}.") from None
+    with _named(path):
+        fields = {f.name: None for f in dataclasses.fields(Study)}
+        for name in values:
+            if name in _settings() and name not in fields:
+                raise ValueError(f"{name} is a setting of the runs: put it under [settings].")
+            _known(name, fields, "key")
+        for name in ("settings", "policies"):
+            if not isinstance(values.get(name, {}), dict):
+                raise ValueError(f"{name} must be a table; got {values[name]!r}.")
+        for name, own in values.get("policies", {}).items():
+            if not isinstance(own, dict):
+                raise ValueError(f"[policies.{name}] must be a table of settings; got {own!r}.")
+        if "policies" not in values:
+            raise ValueError("it names no policies. Add [policies.NAME] for each.")
+        values["settings"] = _placed(values.get("settings", {}), path.parent)
+        return Study(**values)
+
+
+def load_study_module(path: Path) -> Any:
+    """Run a study's Python file as the module that its classes are found in, and return that."""
+    spec = importlib.util.spec_from_file_location(_MODULE, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_MODULE] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _python_study(path: Path) -> Study:
+    try:
+        module = load_study_module(path)
+    except SyntaxError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}.") from None
+    except (ValueError, TypeError) as error:  # its own call of Study, most likely
+        raise ValueError(f"{path}: {error}") from error
+    study = getattr(module, "study", None)
+    if not isinstance(study, Study):
+        raise ValueError(
+            f"{path} must assign study = Study(...), from maskdistill.comparing; got {study!r}."
+        )
+    return dataclasses.replace(study, settings=_placed(study.settings, path.parent))
+
+
+def _placed(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return settings whose paths to data are relative to a folder."""
+    placed = dict(settings)
+    for name in ("data", "shards", "val_shards"):
+        value = placed.get(name)
+        if isinstance(value, (str, Path)) and "://" not in str(value):
+            placed[name] = str(folder / Path(value).expanduser())
+    return placed
+
+
+def _check_settings(where: str, table: Mapping[str, Any]) -> None:
+    for name, value in table.items():
+        if name in _OWN:
+            other = "seeds, above the tables" if name == "seed" else "the command line"
+            raise ValueError(f"[{where}] {name} is not for a study to set: use {other}.")
+        if where != "settings" and name in _SHARED:
+            raise ValueError(
+                f"[{where}] {name} must be the same for all policies, or they would not be what "
+                "differs: put it under [settings]."
+            )
+        _known(name, _settings(), f"setting in [{where}]")
+        if name == "policy":
+            _known(str(value), POLICIES, f"policy in [{where}]")
+
+
+def _settings() -> dict[str, None]:
+    return {f.name: None for f in dataclasses.fields(JobConfig)}
+
+
+def _known(name: str, known: Mapping[str, Any] | Sequence[str], what: str) -> None:
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise ValueError(f"unknown {what}: {name!r}.{hint} Known: {', '.join(sorted(known))}.")
+
+
+def _json(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in table.items()}
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
