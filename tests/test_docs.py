@@ -172,3 +172,15 @@ def test_the_api_page_is_complete() -> None:
         if not isinstance(getattr(module, name), types.ModuleType)  # its names are listed alone
     }
     assert not public - listed, "please add these to docs/api.md"
+
+
+def test_the_report_in_the_docs_stands_alone() -> None:
+    """It is as `maskdistill compare` wrote it: nothing is loaded, and no machine is named."""
+    page = (DOCS / "reports/scenes.html").read_text(encoding="utf-8")
+    assert "reports/scenes.html" in (DOCS / "compare.md").read_text(encoding="utf-8")
+    sources = re.findall(r'(?:src|srcset)="([^"]*)"', page)
+    assert len(sources) > 20
+    assert all(source.startswith("data:image/") for source in sources)
+    text = re.sub(r'"data:[^"]*"', "", page)
+    assert not re.search(r"<script|<link|url\(|@import|https?://", text)
+    assert not re.search(r"/(?:home|tmp|root|work|Users)/", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,12 +48,18 @@ def compare(
         progress: called twice a second with the number of runs that are done, parts included.
 
     Raises:
-        ValueError: runs in ``out`` were begun with other settings; nothing has been run.
+        ValueError: runs in ``out`` were begun with other settings, or torchrun started this;
+            nothing has been run.
         StudyInterrupted: SIGINT or SIGTERM came; all runs are saved.
         FileNotFoundError: the data are not there.
         OSError: a folder that cannot be written.
     """
     out = Path(out)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "a study starts its runs itself, one on each device: start it without torchrun. On "
+            "several machines that share the folder, run the same command on each."
+        )
     data = study.settings.get("data")
     if data is not None and not Path(data).exists():
         raise FileNotFoundError(

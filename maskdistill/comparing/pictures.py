@@ -258,7 +258,7 @@ class ReportImages:
         assert c.local_size is not None
         cut = MultiCrop(c.image_size, c.local_size, c.local_crops, c.global_scale, c.local_scale)
         image = self.images.val[self.judge.shown[0]][0]
-        return tuple(cut.cut([image], torch.tensor([derive_seed(self.seed, "report crops")])))  # type: ignore[return-value]
+        return tuple(cut.cut([image], torch.tensor([derive_seed(self.seed, "report views")])))  # type: ignore[return-value]
 
     def _draw(
         self,

@@ -279,6 +279,15 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert read_study(tmp_path / "own.toml").baseline == "none"
 
 
+def test_torchrun_is_not_for_studies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["compare", "--out", str(tmp_path / "out")]) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_cannot_start_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
