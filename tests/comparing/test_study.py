@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ def test_the_template_is_a_study() -> None:
     assert study.policy("asymmetric") == md.AsymmetricMaskPolicy(md.RandomMasker(0.3))
     assert study.config("none", 2).seed == 2
     assert study.config("none", 0).image_size == 32  # those of the scenes
+
+
+def test_the_study_in_the_docs_reads(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/compare.md").read_text(encoding="utf-8")
+    study = read_study(written(tmp_path, re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0]))
+    assert list(study.policies) == ["none", "asymmetric", "ibot"]
 
 
 def test_settings_of_all_runs_and_of_one_policy(tmp_path: Path) -> None:
