@@ -5,7 +5,7 @@ Blocks fenced as ``python`` run, in order, in one namespace per page and in an e
 
 These fences do not run: ``console`` starts whole training runs, needs data that is not here, or
 installs; ``diff`` is a change to a block that does run, and is checked against it; ``text`` is
-output or a layout on disk; ``py`` is a line to be put into one of the library's own files, or needs
+output or a layout on disk; ``toml`` is read by tests/comparing; ``py`` is a line to be put into one of the library's own files, or needs
 several processes.
 """
 
@@ -122,7 +122,7 @@ def test_a_page_without_code_has_none(page: str) -> None:
 
 def test_no_fence_is_misspelt() -> None:
     kinds = {block.kind for page in WITH_CODE | WITHOUT_CODE for block in blocks(page)}
-    assert kinds <= {"python", "py", "text", "console", "diff"}
+    assert kinds <= {"python", "py", "text", "console", "diff", "toml"}
     for page in WITH_CODE | WITHOUT_CODE:
         text = (DOCS / page).read_text(encoding="utf-8")
         assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(blocks(page)), page

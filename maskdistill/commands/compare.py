@@ -44,7 +44,7 @@ def compare(
         0; 1 where a run failed or is not done; 130 or 143 where a signal stopped it.
     """
     from maskdistill.comparing import StudyInterrupted
-    from maskdistill.comparing.study import TEMPLATE, read_study
+    from maskdistill.comparing.study_files import TEMPLATE, read_study
 
     if template:
         print(TEMPLATE.read_text(encoding="utf-8"), end="")
@@ -64,11 +64,12 @@ def compare(
 
 
 def _plan(study: Study, out: Path) -> int:
-    from maskdistill.comparing.one_run import is_done
-    from maskdistill.comparing.running import check_unchanged, folder_of, orders
+    from maskdistill.comparing.cells import check_unchanged, folder_of, orders
+    from maskdistill.comparing.one_run import data_identity, is_done
 
-    check_unchanged(study, out)
-    for cell, order in orders(study).items():
+    images = data_identity(study.config(study.cells()[0].policy, study.cells()[0].seed))
+    check_unchanged(study, out, images)
+    for cell, order in orders(study, images).items():
         state = "done" if is_done(folder_of(out, cell), order) else "to run"
         print(f"{state:6}  {cell.name:24}  {order.policy!r}")
     return 0
@@ -127,7 +128,7 @@ def _say(results: Results, as_json: bool) -> None:
         print("no run is done, so there is no report.", file=sys.stderr)
         return
     if as_json:
-        print(json.dumps(results.plain()))
+        print(json.dumps(results.plain(), allow_nan=False))
         return
     found: dict[str, Any] = results.plain()
     for sentence in found["sentences"]:

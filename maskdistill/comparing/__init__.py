@@ -11,7 +11,8 @@ from maskdistill.comparing.statistics import (
     mean_interval,
     paired_p,
 )
-from maskdistill.comparing.study import Cell, Study, read_study
+from maskdistill.comparing.study import Cell, Study
+from maskdistill.comparing.study_files import read_study
 
 __all__ = [
     "Cell",

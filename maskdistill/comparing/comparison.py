@@ -65,6 +65,8 @@ def compare(
         raise FileNotFoundError(
             f"the study's data are not in {data}. A path in a study file is relative to that file."
         )
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file, and a study needs a folder. Choose another.")
     slots = devices_at_hand(jobs, devices)
     try:
         outcomes = run_grid(

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskdistill.comparing.study import load_study_module
+import numpy as np
+
+from maskdistill.comparing.study_files import load_study_module
 from maskdistill.evaluation import load_backbone, reinitialised
 from maskdistill.job import run_job
 from maskdistill.job_config import JobConfig
 from maskdistill.job_images import open_images
-from maskdistill.measures import Measured, measure
+from maskdistill.measures import MEASURES, Measured, measure
 from maskdistill.training.checkpoint import write_durably
 from maskdistill.training.distributed import start_processes
+from maskdistill.training.folder import hold_folder
 from maskdistill.training.interruption import TrainingInterrupted
 from maskdistill.views import ViewPolicy
 
@@ -36,12 +43,14 @@ class Order:
         policy: that it trains under.
         groups: of measures to take of the backbone.
         random_weights: measure the same model with random weights as well.
+        images: what tells the data from others (`data_identity`).
     """
 
     config: JobConfig
     policy: ViewPolicy
     groups: tuple[str, ...]
     random_weights: bool
+    images: str = ""
 
     def protocol(self) -> dict[str, Any]:
         """Return what measures depend on besides the backbone."""
@@ -57,44 +66,69 @@ def carry_out(order: Order) -> None:
     """Train if that is not done, measure, and write both into the run's folder."""
     config = order.config
     assert config.out is not None
-    if not (config.out / "summary.json").is_file():
-        run_job(config, order.policy)
+    with hold_folder(config.out):  # while it is measured, too
+        if not read_json(config.out / "summary.json"):
+            run_job(config, order.policy)
+        images, _ = open_images(config)
+        device = start_processes(config.device).device
+        vit = load_backbone(config.out).to(device)
+        options: dict[str, Any] = {
+            "groups": order.groups, "train_limit": config.knn_train, "val_limit": config.knn_val,
+        }  # fmt: skip
+        found = {"policy": measure(vit, images, config.image_size, **options).to_json()}
+        if order.random_weights:
+            random = reinitialised(vit, config.seed)
+            found["random"] = measure(random, images, config.image_size, **options).to_json()
+        content = {"protocol": order.protocol(), **found}
+        write_durably(json.dumps(content, indent=1) + "\n", config.out / MEASURED)
+
+
+def data_identity(config: JobConfig) -> str:
+    """Return what tells a run's images from others, wherever they lie: their classes, in order.
+
+    Raises:
+        ValueError: data that cannot be read.
+        OSError: a file that is not there.
+    """
+    if config.data is None and config.shards is None:
+        return ""  # the scenes are all in the settings
     images, _ = open_images(config)
-    device = start_processes(config.device).device
-    vit = load_backbone(config.out).to(device)
-    options: dict[str, Any] = {
-        "groups": order.groups, "train_limit": config.knn_train, "val_limit": config.knn_val,
-    }  # fmt: skip
-    found = {"policy": measure(vit, images, config.image_size, **options).to_json()}
-    if order.random_weights:
-        random = reinitialised(vit, config.seed)
-        found["random"] = measure(random, images, config.image_size, **options).to_json()
-    content = {"protocol": order.protocol(), **found}
-    write_durably(json.dumps(content, indent=1) + "\n", config.out / MEASURED)
+    hashed = hashlib.sha256()
+    for labels in (images.train_labels, images.val_labels):
+        hashed.update(f"{len(labels)} ".encode() + np.asarray(labels, dtype="<i8").tobytes())
+    return hashed.hexdigest()[:16]
 
 
 def is_done(out: Path, order: Order) -> bool:
-    """Say whether a folder has all that an order asks for."""
-    if not (out / "summary.json").is_file():
-        return False
+    """Say whether a folder has all that an order asks for, measured as it asks."""
     protocol = read_measured(out).get("protocol", {})
-    if not protocol:
+    if not protocol or not read_json(out / "summary.json"):
         return False
     wanted = order.protocol()
     same = all(protocol.get(name) == wanted[name] for name in ("train_images", "val_images"))
-    more = set(protocol.get("groups", ())) >= set(wanted["groups"])
-    return same and more and protocol.get("random_weights", False) >= wanted["random_weights"]
+    more = set(protocol["groups"]) >= set(wanted["groups"])
+    return same and more and bool(protocol.get("random_weights")) >= wanted["random_weights"]
 
 
 def read_measured(out: Path) -> dict[str, Any]:
     """Return what was measured in a run's folder; nothing where that is missing or damaged."""
+    found = read_json(out / MEASURED)
     try:
-        found = json.loads((out / MEASURED).read_text())
         whole = isinstance(found["protocol"]["groups"], list)
-        Measured.from_json(found["policy"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        for name in ("policy", *(["random"] if "random" in found else [])):
+            whole = whole and set(Measured.from_json(found[name]).values) <= MEASURES.keys()
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return dict(found) if whole else {}
+    return found if whole else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; nothing where that is missing or damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where a signal stopped it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _end_with_parent()
     try:
         if arguments:  # the order may hold classes that the study defines
             load_study_module(Path(arguments[0]))
@@ -128,11 +163,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _end_with_parent() -> None:
+    """Save this run and end it when the process that started it is gone, however it went."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def limit_threads(threads: int, environment: dict[str, str] | None = None) -> dict[str, str]:
     """Return an environment in which a process computes with so many CPU threads."""
     found = dict(os.environ if environment is None else environment)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        found[name] = str(threads)
+        found.setdefault(name, str(threads))  # the user's own choice holds
     return found
 
 

@@ -33,7 +33,7 @@ from maskdistill.plotting import (
 from maskdistill.views import ViewPolicy
 
 _THUMB = 192  # pixels, twice those on the page
-_DRAWS = 2000
+_DRAWS, _AT_ONCE = 2000, 100
 _SHOWN = 8  # images whose attention is shown
 _LOCAL = 3  # local views that are shown
 
@@ -127,7 +127,7 @@ def forest_plot(results: Results) -> Plot | None:
         differences.setdefault(claim.policy, {})[claim.measure] = claim.values
         ends = (mean if low is None else low, mean if high is None else high)
         intervals.setdefault(claim.policy, {})[claim.measure] = ends
-    of = {name: MEASURES[name] for name in results.study.claims}
+    of = {name: MEASURES[name] for name in results.study.tested}
     return plot_twice(
         lambda: plot_intervals(
             differences,
@@ -219,8 +219,15 @@ class ReportImages:
         crops, boxes, flipped = self._crops()
         drawn_from = self.results.study.policy(policy)
         vit = self.backbone(policy)
-        masks = self._draw(drawn_from, vit, crops, boxes, flipped, 1)
-        chance = self._draw(drawn_from, vit, crops, boxes, flipped, _DRAWS)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "report masks"))
+        masks = self._draw(drawn_from, vit, crops, boxes, flipped, 1, generator)
+        often: dict[str, Tensor] = {}
+        for _ in range(_DRAWS // _AT_ONCE):  # some maskers compare all patches of all images
+            part = self._draw(drawn_from, vit, crops, boxes, flipped, _AT_ONCE, generator)
+            for role in ("student", "teacher"):
+                first = getattr(part, role)[0]
+                if first is not None:
+                    often[role] = often.get(role, 0) + first.float().sum(dim=0) / _DRAWS
         views = min(len(crops), drawn_from.global_crops + _LOCAL)
         names = [
             f"global {i + 1}" if i < drawn_from.global_crops
@@ -229,15 +236,13 @@ class ReportImages:
         ]  # fmt: skip
         rows = []
         for role in ("student", "teacher"):
-            own, often = getattr(masks, role), getattr(chance, role)
+            own = getattr(masks, role)
             pictures = [self._seen(crops, own, vit, view) for view in range(views)]
             probability = None
-            if often[0] is not None:
+            if role in often:
                 grid = vit.grid(*crops[0].shape[-2:])
                 probability = self.picture(
-                    attention_pixels(
-                        None, often[0].float().mean(dim=0), grid, scale=1.0, size=_THUMB
-                    )
+                    attention_pixels(None, often[role], grid, scale=1.0, size=_THUMB)
                 )
             rows.append(SheetRow(role, (*pictures, probability)))
         return [*names, "how often"], rows
@@ -268,6 +273,7 @@ class ReportImages:
         boxes: Tensor,
         flipped: Tensor,
         count: int,
+        generator: torch.Generator,
     ) -> Any:
         signals: dict[str, Any] = {}
         if "attention" in policy.needs:
@@ -279,7 +285,8 @@ class ReportImages:
         return policy(
             [_repeated(crop, count) for crop in crops],
             vit.patch_size,
-            generator=torch.Generator().manual_seed(derive_seed(self.seed, "report masks")),
+            generator=generator,
+            progress=1.0,  # schedules have come to their end
             boxes=_repeated(boxes, count),
             flipped=_repeated(flipped, count),
             **signals,

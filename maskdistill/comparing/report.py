@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from maskdistill import presets
 from maskdistill.comparing.pictures import (
     ReportImages,
     colour_scale,
@@ -18,19 +20,21 @@ from maskdistill.comparing.pictures import (
 from maskdistill.comparing.results import (
     Results,
     RunResult,
-    claim_words,
     p_shown,
+    sentences,
     shown,
     shown_difference,
     versions,
 )
-from maskdistill.comparing.statistics import Difference
+from maskdistill.comparing.statistics import Difference, mean_interval
 from maskdistill.job_images import open_images
 from maskdistill.measures import MEASURES
 from maskdistill.plotting import style
 from maskdistill.training.checkpoint import write_durably
+from maskdistill.views import ViewPolicy
 
 _NOTHING = "\u2013"  # in a cell of a table
+_LISTED = 6  # seeds
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 # What says where a run lay or how it was fed is nobody's business, and differs by machine.
 _LEFT_OUT = ("out", "resume", "auto_resume", "workers", "views", "data", "shards", "val_shards",
@@ -71,25 +75,26 @@ def page(results: Results) -> str:
 
 def _content(results: Results) -> dict[str, Any]:
     study = results.study
-    pictures = ReportImages(results, open_images(pictures_config(results))[0])
-    attention = pictures.attention()
+    pictures, why = _pictures(results)
+    attention = None if pictures is None else pictures.attention()
     content: dict[str, Any] = {
         "question": study.question,
         "versions": versions(),
-        "facts": _facts(results, pictures),
+        "facts": _facts(results),
+        "no_pictures": why,
         "missing": [
             (run.cell.name, run.outcome.message or run.outcome.state)
             for run in results.runs
             if run.measured is None
         ],
-        "claims": [_claim(results, claim) for claim in results.claims],
+        "claims": _claims(results),
         "how_tested": _how_tested(results),
         "no_claims": _no_claims(results),
-        "scenes": pictures.config.data is None and pictures.config.shards is None,
+        "scenes": not study.real,
         "confidence": f"{100 * study.confidence:.3g} %",
         "level": f"{1 - study.confidence:.2g}",
-        "tests": len(results.claims),
-        "seeds": ", ".join(map(str, study.seeds)),
+        "tests": results.tests,
+        "seeds": ", ".join(map(str, study.seeds)) if 1 < len(study.seeds) <= _LISTED else "",
         "baseline": study.baseline,
         "policies": [_policy(results, name) for name in study.policies if results.of(name)],
         "random": any(run.random is not None for run in results.done),
@@ -101,16 +106,17 @@ def _content(results: Results) -> dict[str, Any]:
         "curves": training_plots(results),
         "losses": len(study.policies) > 1,
         "robustness": robustness_plots(results),
-        "attention": attention and {
+        "attention": pictures and attention and {
             "seed": pictures.seed,
             "rows": attention[0],
             "outlined": attention[1],
             "scale": colour_scale(),
         },
-        "gallery": _gallery(results, pictures),
+        "gallery": pictures and _gallery(results, pictures),
         "costs": _costs(results),
         "cost_note": _cost_note(results),
         "study_toml": study_toml(results),
+        "in_python": any(isinstance(own, ViewPolicy) for own in study.policies.values()),
         "shared_settings": _shared_settings(results.done),
         "runs": [_run(run) for run in results.runs],
     }  # fmt: skip
@@ -128,44 +134,53 @@ def _content(results: Results) -> dict[str, Any]:
     return content
 
 
-def pictures_config(results: Results) -> Any:
-    """Return the settings whose images the report shows."""
+def _pictures(results: Results) -> tuple[ReportImages | None, str]:
+    """Return what pictures of images are made of, or why there are none."""
     cell = results.done[0].cell
-    return results.study.config(cell.policy, cell.seed)
+    try:
+        images, _ = open_images(results.study.config(cell.policy, cell.seed))
+        return ReportImages(results, images), ""
+    except (ValueError, OSError) as error:
+        return None, f"The images could not be opened where this page was written: {error}"
 
 
-def _facts(results: Results, pictures: ReportImages) -> list[tuple[str, str]]:
-    study, config = results.study, pictures.config
+def _facts(results: Results) -> list[tuple[str, str]]:
+    study = results.study
     first = results.done[0]
+    config = study.config(first.cell.policy, first.cell.seed)
+    assert first.measured is not None
     steps = sorted({run.summary["steps"] for run in results.done})
-    data = "built-in scenes" if config.data is None else Path(config.data).name
-    if config.shards is not None:
-        data = Path(config.shards).name
+    source = config.data or config.shards
+    data = "built-in scenes" if source is None else str(source).rstrip("/").rpartition("/")[2]
     budget = f"{steps[0]:,} steps" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps"
+    devices = sorted({str(run.summary["device"]).partition(":")[0] for run in results.done})
+    images = first.measured.images
     return [
         ("policies", str(len(study.policies))),
         ("seeds of each", str(len(study.seeds))),
         ("budget of a run", f"{budget} of {config.batch_size} images"),
         ("data", data),
-        ("images to train on", f"{len(pictures.images.train_labels):,}"),
-        ("images to judge by", f"{first.summary['knn_val_images']:,}"),
+        ("images that vote", f"{images.get('train', 0):,}"),
+        ("images to judge by", f"{images.get('val', 0):,}"),
         ("model", config.model),
         ("image and patch", f"{config.image_size} and {config.patch_size} px"),
-        ("device", str(first.summary["device"])),
+        ("device", " and ".join(devices)),
     ]
 
 
-def _claim(results: Results, claim: Difference) -> dict[str, str]:
-    verdict, rest, numbers = claim_words(results, claim)
-    kind = claim.verdict if claim.verdict in ("better", "worse") else "open"
-    return {"kind": str(kind), "verdict": verdict, "rest": rest, "numbers": numbers}
+def _claims(results: Results) -> list[dict[str, str]]:
+    kinds = {"Better:": "better", "Worse:": "worse"}
+    return [
+        {"kind": kinds.get(verdict, "open"), "verdict": verdict, "rest": of, "numbers": numbers}
+        for verdict, of, numbers in sentences(results)
+    ]
 
 
 def _how_tested(results: Results) -> str:
-    tests, seeds = len(results.claims), len(results.study.seeds)
+    tests, seeds = results.tests, len(results.study.seeds)
     text = "Each sentence is a paired t test over seeds"
     if tests > 1:
-        text += f", corrected by Holm's method for all {tests} of them"
+        text += f", corrected by Holm's method for all {tests} that the study planned"
     if 1 < seeds < 5:
         text += f". {seeds} seeds can tell large differences alone; five or more are better"
     return f"{text}."
@@ -174,9 +189,7 @@ def _how_tested(results: Results) -> str:
 def _no_claims(results: Results) -> str:
     if len(results.study.policies) == 1:
         return "There is one policy, so there is nothing to compare it with."
-    if not results.study.claims:
-        return "The study names no claims, so nothing was tested."
-    return "No seed is done with both the baseline and another policy, so nothing can be tested."
+    return "The study names no claims, so nothing was tested."
 
 
 def _policy(results: Results, name: str) -> dict[str, Any]:
@@ -212,30 +225,29 @@ def _table(results: Results) -> list[dict[str, Any]]:
         rows.append(
             {
                 "title": measure.title + unit,
-                "tested": name in results.study.claims,
+                "tested": name in results.study.tested,
                 "better": measure.better,
                 "href": None,
-                "cells": [_cell(results, list(values.values()), name) for values in columns],
+                "cells": [_cell(results, values, name) for values in columns],
             }
         )
     return rows
 
 
-def _cell(results: Results, values: list[float], name: str) -> dict[str, str]:
-    from maskdistill.comparing.statistics import mean_interval
-
-    if not values:
+def _cell(results: Results, found: Mapping[int, float], name: str) -> dict[str, str]:
+    if not found:
         return {"mean": _NOTHING, "seeds": ""}
-    interval = mean_interval(values, results.study.confidence)
+    interval = mean_interval(list(found.values()), results.study.confidence)
     mean = shown(interval.mean, name, unit=False)
+    seeds = results.study.seeds
+    each = [shown(found[s], name, unit=False) if s in found else _NOTHING for s in seeds]
+    # More would make the table too wide; runs.csv has them.
+    listed = ", ".join(each) if 1 < len(seeds) <= _LISTED else ""
     if interval.half is None:
-        return {"mean": mean, "seeds": ""}
+        return {"mean": mean, "seeds": listed}
     digits = len(mean.partition(".")[2])
     half = 100 * interval.half if MEASURES[name].unit == "%" else interval.half
-    return {
-        "mean": f"{mean} ± {half:.{digits}f}",
-        "seeds": ", ".join(shown(value, name, unit=False) for value in values),
-    }
+    return {"mean": f"{mean} ± {half:.{digits}f}", "seeds": listed}
 
 
 def _skipped(results: Results) -> str:
@@ -250,7 +262,7 @@ def _difference(claim: Difference) -> dict[str, str]:
     low, high = claim.interval.low, claim.interval.high
     mean = shown_difference(claim.interval.mean, claim.measure)
     interval = _NOTHING
-    if low is not None and high is not None:
+    if low is not None and high is not None and claim.p is not None:
         ends = [shown(end, claim.measure, signed=True, unit=False) for end in (low, high)]
         interval = f"{ends[0]} to {ends[1]}"
     return {
@@ -273,12 +285,22 @@ def _gallery(results: Results, pictures: ReportImages) -> dict[str, Any]:
             {
                 "name": name,
                 "colour": _colour(results, name),
-                "text": str(results.study.policy(name)),
+                "text": ViewPolicy.__str__(results.study.policy(name)),
+                "note": _objective_note(results.study.policy(name)),
                 "columns": columns,
                 "rows": rows,
             }
         )
     return {"policies": policies, "scale": colour_scale(), "draws": "2,000"}
+
+
+def _objective_note(policy: ViewPolicy) -> str:
+    if isinstance(policy, presets.Preset) and policy.objectives != ("dino",):
+        return (
+            f"{policy.title} has another objective; here its masks were trained with DINO's loss "
+            "between class tokens alone."
+        )
+    return ""
 
 
 def _costs(results: Results) -> list[dict[str, str]]:
@@ -292,7 +314,9 @@ def _costs(results: Results) -> list[dict[str, str]]:
     baseline = str(results.study.baseline)
     for policy in there:
         seconds = [run.summary["training_seconds"] for run in results.of(policy)]
-        relative = speed(policy) / speed(baseline) if baseline in there else None
+        # Of a minute or less, other work on the machine decides.
+        long = statistics.median(seconds) >= 60
+        relative = speed(policy) / speed(baseline) if baseline in there and long else None
         rows.append(
             {
                 "policy": policy,
@@ -331,29 +355,31 @@ def _run(run: RunResult) -> dict[str, str]:
 
 
 def study_toml(results: Results) -> str:
-    """Return the study as TOML that reads back as the same, but for the place of its data."""
+    """Return the study as TOML: as it was, but for the place of its data and objects of Python."""
     plain = results.study.plain()
-    lines = [
-        f"{name} = {_toml(plain[name])}"
-        for name in ("question", "baseline", "seeds", "claims", "measures", "confidence")
-    ]
-    settings = {n: v for n, v in plain["settings"].items() if n not in ("shards", "val_shards")}
-    if "data" in settings:
-        settings["data"] = Path(settings["data"]).name
-    lines += ["", "[settings]"] + [f"{name} = {_toml(value)}" for name, value in settings.items()]
+    names = ("question", "baseline", "seeds", "claims", "measures", "confidence")
+    lines = [f"{name} = {_toml(plain[name])}" for name in names]
+    lines += ["", "[settings]", *_table_lines(plain["settings"])]
     for policy, own in plain["policies"].items():
         lines += ["", f"[policies.{_key(policy)}]"]
-        if isinstance(own, str):
-            lines.append(f"# in Python: {own}")
-        else:
-            lines += [f"{name} = {_toml(value)}" for name, value in own.items()]
+        lines += [f"# an object of Python: {own}"] if isinstance(own, str) else _table_lines(own)
     return "\n".join(lines)
 
 
+def _table_lines(table: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, value in table.items():
+        if name in ("data", "shards", "val_shards") and value is not None:
+            value = str(value).rstrip("/").rpartition("/")[2]
+        if value is not None:  # which TOML cannot say
+            lines.append(f"{name} = {_toml(value)}")
+    return lines
+
+
 def _toml(value: Any) -> str:
-    # JSON's strings, numbers, booleans and lists are TOML's, but for characters beyond the BMP.
+    # JSON's strings, numbers, booleans and lists are TOML's.
     return json.dumps(value, ensure_ascii=False)
 
 
 def _key(name: str) -> str:
-    return name if name.replace("-", "").replace("_", "").isalnum() else json.dumps(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)

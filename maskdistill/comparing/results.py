@@ -17,11 +17,13 @@ from typing import Any
 import torch
 
 import maskdistill
-from maskdistill.comparing.one_run import read_measured
-from maskdistill.comparing.running import Outcome, folder_of
+from maskdistill.comparing.cells import check_unchanged, folder_of, orders
+from maskdistill.comparing.one_run import Order, is_done, read_json, read_measured
+from maskdistill.comparing.running import Outcome
 from maskdistill.comparing.statistics import (
     Difference,
     Interval,
+    Verdict,
     holm,
     judge,
     mean_interval,
@@ -95,7 +97,7 @@ class Results:
     def measures(self) -> tuple[str, ...]:
         """The measures that any run has: those of the claims first, then in their usual order."""
         there = {name for run in self.done if run.measured for name in run.measured.values}
-        claimed = [name for name in self.study.claims if name in there]
+        claimed = [name for name in self.study.tested if name in there]
         return (*claimed, *(name for name in MEASURES if name in there and name not in claimed))
 
     def interval(self, policy: str, measure: str) -> Interval | None:
@@ -113,25 +115,53 @@ class Results:
             if policy != self.study.baseline
             and (difference := self._difference(policy, measure)) is not None
         ]
-        tested = [d for d in found if d.measure in self.study.claims]
-        # What cannot be tested counts as a test all the same: it was to be one.
-        corrected = holm([1.0 if d.p is None else d.p for d in tested])
-        by_claim = {id(d): p for d, p in zip(tested, corrected, strict=True)}
+        tested = [d for d in found if d.measure in self.study.tested]
+        # All planned tests count: what cannot be tested must not make the others' claims easier.
+        untested = [1.0] * (self.tests - len(tested))
+        corrected = holm([*(1.0 if d.p is None else d.p for d in tested), *untested])
+        by_claim = {id(d): p for d, p in zip(tested, corrected, strict=False)}
         return tuple(
-            dataclasses.replace(
-                d,
-                corrected=by_claim[id(d)],
-                verdict=judge(
-                    None if d.p is None else by_claim[id(d)],
-                    d.interval.mean,
-                    higher_is_better=MEASURES[d.measure].better == "higher",
-                    level=1 - self.study.confidence,
-                ),
-            )
+            dataclasses.replace(d, corrected=by_claim[id(d)], verdict=self._verdict(d, by_claim))
             if id(d) in by_claim
             else d
             for d in found
         )
+
+    def _verdict(self, difference: Difference, corrected: Mapping[int, float]) -> Verdict:
+        if len(difference.seeds) < 2:
+            return "cannot be said"
+        return judge(
+            None if difference.p is None else corrected[id(difference)],
+            difference.interval.mean,
+            higher_is_better=MEASURES[difference.measure].better == "higher",
+            level=1 - self.study.confidence,
+        )
+
+    @property
+    def tests(self) -> int:
+        """The number of tests that the study planned, for which p values are corrected."""
+        return len(self.study.tested) * (len(self.study.policies) - 1)
+
+    @property
+    def unanswered(self) -> tuple[tuple[str, str, str], ...]:
+        """Policy, measure and reason of each claim that no pair of runs could answer."""
+        answered = {(claim.policy, claim.measure) for claim in self.claims}
+        return tuple(
+            (policy, measure, self._why_not(policy, measure))
+            for measure in self.study.tested
+            for policy in self.study.policies
+            if policy != self.study.baseline and (policy, measure) not in answered
+        )
+
+    def _why_not(self, policy: str, measure: str) -> str:
+        for name in (policy, str(self.study.baseline)):
+            if not self.of(name):
+                return f"no run of {name} is done."
+            for run in self.of(name):
+                skipped = {} if run.measured is None else run.measured.skipped
+                if why := skipped.get(measure, skipped.get(MEASURES[measure].group)):
+                    return why
+        return "no seed has it of both."
 
     @property
     def claims(self) -> tuple[Difference, ...]:
@@ -166,12 +196,13 @@ class Results:
                 {**dataclasses.asdict(d), "interval": d.interval._asdict()}
                 for d in self.differences
             ],
-            "sentences": [claim_sentence(self, d) for d in self.claims],
+            "sentences": [" ".join(words) for words in sentences(self)],
         }  # fmt: skip
 
     def write(self) -> None:
         """Write ``results.json``, ``runs.csv`` and ``differences.csv`` into the study's folder."""
-        write_durably(json.dumps(self.plain(), indent=1) + "\n", self.out / "results.json")
+        text = json.dumps(self.plain(), indent=1, allow_nan=False)
+        write_durably(text + "\n", self.out / "results.json")
         runs: list[list[Any]] = [
             ["policy", "seed", "state", "images_per_second", "training_seconds", *self.measures]
         ]
@@ -200,27 +231,35 @@ def gather(study: Study, out: Path, outcomes: Mapping[Cell, Outcome] | None = No
         study: whose runs to read.
         out: its folder.
         outcomes: how they ended; None says so of those that are there.
+
+    Raises:
+        ValueError: runs in ``out`` were made with other settings.
     """
-    return Results(study, out, tuple(_read(study, out, c, outcomes or {}) for c in study.cells()))
+    check_unchanged(study, out)
+    return Results(
+        study,
+        out,
+        tuple(
+            _read(folder_of(out, cell), cell, order, outcomes or {})
+            for cell, order in orders(study).items()
+        ),
+    )
 
 
-def _read(study: Study, out: Path, cell: Cell, outcomes: Mapping[Cell, Outcome]) -> RunResult:
-    folder = folder_of(out, cell)
-    measured = read_measured(folder)
-    summary = _json(folder / "summary.json")
-    groups = set(study.measures)
-    there = bool(summary) and groups <= set(measured.get("protocol", {}).get("groups", ()))
-    outcome = Outcome("done") if there else Outcome("missing", "not run")
+def _read(folder: Path, cell: Cell, order: Order, outcomes: Mapping[Cell, Outcome]) -> RunResult:
+    there, groups = is_done(folder, order), set(order.groups)
+    measured = read_measured(folder) if there else {}
+    outcome = Outcome("done") if there else Outcome("missing", "not run to its end")
+    found = {name: _only(Measured.from_json(measured[name]), groups)
+             for name in ("policy", "random") if name in measured}  # fmt: skip
     return RunResult(
         cell,
         folder,
         outcomes.get(cell, outcome),
-        _only(Measured.from_json(measured["policy"]), groups) if there else None,
-        _only(Measured.from_json(measured["random"]), groups)
-        if there and "random" in measured
-        else None,
-        summary,
-        _json(folder / "config.json"),
+        found.get("policy"),
+        found.get("random"),
+        read_json(folder / "summary.json") if there else {},
+        read_json(folder / "config.json"),
         read_metrics(folder / "metrics.jsonl"),
     )
 
@@ -246,46 +285,47 @@ def shown(value: float, measure: str, *, signed: bool = False, unit: bool = True
         unit: write the unit.
     """
     of = MEASURES[measure]
-    text = of.shown(value).replace("-", "\u2212")  # the sign that is as wide as the plus
-    if signed and value > 0:
+    text = of.shown(value)
+    if float(text) == 0:
+        text = text.lstrip("-")
+    elif signed and value > 0:
         text = f"+{text}"
+    text = text.replace("-", "\u2212")  # the sign that is as wide as the plus
     return f"{text} {of.unit}".rstrip() if unit else text
 
 
-def claim_sentence(results: Results, claim: Difference) -> str:
-    """Say in a sentence what a claim's test found."""
-    verdict, rest, numbers = claim_words(results, claim)
-    return f"{verdict}{rest} {numbers}"
+def sentences(results: Results) -> list[tuple[str, str, str]]:
+    """Return a sentence per claim, in three parts: the verdict, of what, and the numbers."""
+    baseline = results.study.baseline
+    return [claim_words(results, claim) for claim in results.claims] + [
+        ("Cannot be said:", f"{policy} against {baseline} in {MEASURES[measure].title}.",
+         f"{why[:1].upper()}{why[1:]}")
+        for policy, measure, why in results.unanswered
+    ]  # fmt: skip
 
 
 def claim_words(results: Results, claim: Difference) -> tuple[str, str, str]:
     """Return what a claim's test found: the verdict, of what, and the numbers."""
     study, n = results.study, len(claim.seeds)
-    of = f": {claim.policy} against {study.baseline} in {MEASURES[claim.measure].title}."
+    of = f"{claim.policy} against {study.baseline} in {MEASURES[claim.measure].title}."
     mean = shown_difference(claim.interval.mean, claim.measure)
     low, high = claim.interval.low, claim.interval.high
     if low is None or high is None:
-        return (
-            "Cannot be said", of,
-            f"{mean} with one seed, which says nothing about chance; two are the least.",
-        )  # fmt: skip
-    ends = " to ".join(shown(end, claim.measure, signed=True, unit=False) for end in (low, high))
-    numbers = f"{mean} on average over {n} seeds, {100 * study.confidence:.3g} % interval {ends}"
+        why = "with one seed, which says nothing about chance; two are the least."
+        return "Cannot be said:", of, f"{mean} {why}"
     if claim.p is None or claim.corrected is None:
-        return (
-            f"Not distinguishable with {n} seeds", of,
-            f"{numbers}. All seeds differ alike, so a t test has nothing to go by.",
-        )  # fmt: skip
-    numbers += f"; p = {p_shown(claim.p)}"
-    if len(results.claims) > 1:
-        numbers += f", corrected {p_shown(claim.corrected)}"
+        why = "in all seeds alike, so a t test has nothing to go by."
+        return f"Not distinguishable with {n} seeds:", of, f"{mean} {why}"
+    ends = " to ".join(shown(end, claim.measure, signed=True, unit=False) for end in (low, high))
+    numbers = f"{mean} on average over {n} seeds; p = {p_shown(claim.p)}"
+    if results.tests > 1:
+        numbers += f", and {p_shown(claim.corrected)} corrected for {results.tests} tests"
+    numbers += f". {100 * study.confidence:.3g} % interval of this test alone: {ends}."
     if claim.verdict != "not distinguishable":
-        return str(claim.verdict).capitalize(), of, f"{numbers}."
+        return f"{str(claim.verdict).capitalize()}:", of, numbers
     edge = shown_difference(max(abs(low), abs(high)), claim.measure, signed=False)
-    return (
-        f"Not distinguishable with {n} seeds", of,
-        f"{numbers}. A true difference of up to {edge} remains possible.",
-    )  # fmt: skip
+    numbers += f" By that a true difference of up to {edge} remains possible."
+    return f"Not distinguishable with {n} seeds:", of, numbers
 
 
 def shown_difference(value: float, measure: str, *, signed: bool = True) -> str:
@@ -317,24 +357,25 @@ def _plain_run(run: RunResult) -> dict[str, Any]:
         "folder": run.folder.name,
         "state": run.outcome.state,
         "message": run.outcome.message,
-        "measured": None if run.measured is None else run.measured.to_json(),
-        "random": None if run.random is None else run.random.to_json(),
+        "measured": None if run.measured is None else _finite_only(run.measured.to_json()),
+        "random": None if run.random is None else _finite_only(run.random.to_json()),
         **{name: run.summary.get(name) for name in speed},
         "config": dict(run.config),
     }
 
 
+def _finite_only(found: Any) -> Any:
+    """Put None, which JSON knows, in the place of numbers that are not finite."""
+    if isinstance(found, dict):
+        return {name: _finite_only(value) for name, value in found.items()}
+    if isinstance(found, list):
+        return [_finite_only(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
+
+
 def _finite(found: Mapping[int, Measured | None], measure: str) -> dict[int, float]:
     values = {s: m.values.get(measure, math.nan) for s, m in found.items() if m is not None}
     return {seed: value for seed, value in values.items() if math.isfinite(value)}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:

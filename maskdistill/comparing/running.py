@@ -17,9 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from maskdistill.comparing.one_run import Order, is_done, limit_threads, with_folder
+from maskdistill.comparing.cells import CELL, check_unchanged, folder_of, identity, orders
+from maskdistill.comparing.one_run import (
+    Order,
+    data_identity,
+    is_done,
+    limit_threads,
+    with_folder,
+)
 from maskdistill.comparing.study import Cell, Study
 from maskdistill.job_config import JobConfig
 from maskdistill.training.checkpoint import write_durably
@@ -27,14 +34,6 @@ from maskdistill.training.folder import refuse_if_held
 
 State = Literal["done", "failed", "interrupted", "elsewhere", "missing"]
 
-RUNS = "runs"
-_CELL = "cell.json"
-# These change where and how fast a run computes, and its result by rounding alone.
-_FREE = {
-    "out", "resume", "auto_resume", "device", "workers", "views", "log_every", "checkpoint_every",
-    "keep_checkpoints", "milestone_every", "accumulate", "compile", "sharding", "data", "shards",
-    "val_shards", "max_damaged", "knn_train", "knn_val", "evaluations", "wandb",
-}  # fmt: skip
 _POLL = 0.5
 
 
@@ -67,50 +66,6 @@ class StudyInterrupted(KeyboardInterrupt):
     def exit_code(self) -> int:
         """What a shell calls this end."""
         return 128 + self.signum
-
-
-def folder_of(out: Path, cell: Cell) -> Path:
-    """Return the folder of a run of a study in ``out``."""
-    return out / RUNS / cell.name
-
-
-def orders(study: Study) -> dict[Cell, Order]:
-    """Return what is to be done for each run of a study."""
-    return {
-        cell: Order(
-            *study.recipe(cell.policy, cell.seed),
-            tuple(study.measures),
-            random_weights=cell.policy == study.baseline,
-        )
-        for cell in study.cells()
-    }
-
-
-def check_unchanged(study: Study, out: Path) -> None:
-    """Refuse a study whose runs in ``out`` were begun with other settings.
-
-    Raises:
-        ValueError: names what was different, of the first such run.
-    """
-    for cell, order in orders(study).items():
-        path = folder_of(out, cell) / _CELL
-        if not path.is_file():
-            continue
-        try:
-            was = json.loads(path.read_text())
-        except ValueError:
-            raise ValueError(f"{path} is damaged. Remove {path.parent} to do it anew.") from None
-        now = _identity(order)
-        changed = [
-            f"{name} was {was.get(name)!r} and is {now[name]!r}"
-            for name in now
-            if was.get(name) != now[name]
-        ]
-        if changed:
-            raise ValueError(
-                f"the run in {path.parent} was begun with other settings: {'; '.join(changed)}. "
-                "Choose another folder by --out, or remove that one."
-            )
 
 
 def devices_at_hand(jobs: int | None = None, devices: Sequence[str] = ()) -> list[str]:
@@ -174,10 +129,11 @@ class _Grid:
         except BlockingIOError as error:
             return Outcome("elsewhere", str(error))
         folder.mkdir(parents=True, exist_ok=True)
-        identity = json.dumps(_identity(order), indent=1) + "\n"
-        write_durably(identity, folder / _CELL)
+        write_durably(json.dumps(identity(order), indent=1) + "\n", folder / CELL)
         start = time.perf_counter()
-        with (folder / "log.txt").open("ab") as log:
+        path = folder / "log.txt"
+        with path.open("ab") as log:
+            begun = log.tell()
             with self.lock:
                 if self.stopped:
                     return Outcome("interrupted", "not begun")
@@ -197,10 +153,10 @@ class _Grid:
             return Outcome("done", seconds=seconds)
         if self.stopped:
             return Outcome("interrupted", "saved; the same command goes on", seconds)
-        said = _last_line(folder / "log.txt")
+        said = _why(code, path, begun)
         if "is in use:" in said:
             return Outcome("elsewhere", said, seconds)
-        return Outcome("failed", f"{said or f'exit code {code}'} ({folder / 'log.txt'})", seconds)
+        return Outcome("failed", f"{said} ({path})", seconds)
 
     def stop(self, signum: int) -> None:
         """Pass a signal on to all runs, which then save themselves and end."""
@@ -246,11 +202,15 @@ def run_grid(
         progress: called twice a second with the number of runs that are done, parts included.
 
     Raises:
-        ValueError: runs in ``out`` were begun with other settings; nothing has been run.
-        StudyInterrupted: SIGINT or SIGTERM came; a second SIGINT ends the runs unsaved.
+        ValueError: runs in ``out`` were begun with other settings, data that cannot be read, or
+            a policy that cannot be given to other processes; nothing has been run.
+        StudyInterrupted: SIGINT, SIGTERM, SIGUSR1 or SIGHUP came, and the runs are saved; a second
+            SIGINT ends them unsaved.
     """
-    check_unchanged(study, out)
-    wanted = orders(study)
+    images = data_identity(study.config(*dataclasses.astuple(study.cells()[0])))
+    check_unchanged(study, out, images)
+    wanted = orders(study, images)
+    _check_pickled(wanted)
     outcomes: dict[Cell, Outcome] = {}
     for cell, order in wanted.items():
         if is_done(folder_of(out, cell), order):
@@ -262,13 +222,17 @@ def run_grid(
     grid = _Grid(out, study_file, max(cores() // len(devices), 1), queue.SimpleQueue())
     for device in devices:
         grid.free.put(device)
-    with ThreadPoolExecutor(len(devices)) as pool, _signals(grid):
+    with ThreadPoolExecutor(len(devices)) as pool, _signals() as came:
         futures: dict[Future[Outcome], Cell] = {
             pool.submit(grid.run, cell, _placed(wanted[cell], grid.threads)): cell for cell in left
         }
         waiting = set(futures)
         while waiting:
             done, waiting = wait(waiting, timeout=_POLL, return_when=FIRST_COMPLETED)
+            if came and not grid.stopped:
+                grid.stop(came[0])
+            if came[1:].count(signal.SIGINT):  # once more: at once, and unsaved
+                grid.kill()
             for future in done:
                 cell = futures[future]
                 outcomes[cell] = future.result()
@@ -279,6 +243,28 @@ def run_grid(
     if grid.stopped:
         raise StudyInterrupted(grid.stopped)
     return {cell: outcomes[cell] for cell in wanted}
+
+
+def _check_pickled(wanted: dict[Cell, Order]) -> None:
+    """Refuse policies that the processes of the runs could not be given.
+
+    Raises:
+        ValueError: names the policy.
+    """
+    for cell, order in wanted.items():
+        try:
+            found = pickle.dumps(order)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"the policy {cell.policy!r} cannot be given to another process ({error}). Define "
+                "its classes at the top of the study's file, or of a module."
+            ) from None
+        if b"__main__" in found:
+            raise ValueError(
+                f"the policy {cell.policy!r} has a class of the script that is running, which "
+                "other processes do not know. Put the class into a module, or the study into a "
+                "file for `maskdistill compare`."
+            )
 
 
 def part_done(folder: Path, order: Order) -> float:
@@ -305,44 +291,42 @@ def _placed(order: Order, threads: int) -> Order:
     return dataclasses.replace(order, config=config)
 
 
-def _identity(order: Order) -> dict[str, Any]:
-    values = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(order.config).items()
-        if name not in _FREE
-    }
-    # The policy is what is drawn, however the settings put it; data may lie elsewhere.
-    for name in ("policy", "masker", "preset"):
-        values.pop(name)
-    source = order.config.data or order.config.shards
-    images = None if source is None else str(source).rstrip("/").rpartition("/")[2]
-    return {**values, "policy": repr(order.policy), "images": images}
-
-
 @contextlib.contextmanager
-def _signals(grid: _Grid) -> Iterator[None]:
-    """Stop the grid on SIGINT and SIGTERM while the context lasts; a second SIGINT kills it."""
+def _signals() -> Iterator[list[int]]:
+    """Note signals that ask for an end, in their order, while the context lasts.
 
-    def stop(signum: int, frame: Any) -> None:
-        if grid.stopped and signum == signal.SIGINT:
-            grid.kill()
-        grid.stop(signum)
-
+    The handler does nothing else: it may run at any place of the main thread.
+    """
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {
+        number: signal.signal(number, lambda signum, frame: came.append(signum))
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN  # such as SIGHUP under nohup
+    }
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _last_line(path: Path) -> str:
+def _why(code: int, log: Path, start: int) -> str:
+    """Say why a run ended, from its exit code and what it wrote since its start."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        return f"killed by {name}{memory}"
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        with log.open("rb") as file:
+            file.seek(start)
+            lines = file.read().decode(errors="replace").splitlines()
     except OSError:
-        return ""
+        lines = []
     said = [line.strip() for line in lines if line.strip()]
-    return said[-1] if said else ""
+    errors = [line for line in said if line.startswith("error: ")]
+    return (errors or said or [f"exit code {code}"])[-1]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import importlib.util
-import os
+import functools
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,26 +16,22 @@ from maskdistill import presets
 from maskdistill.job import recipe
 from maskdistill.job_config import MINI_IMAGENET, SCENES, JobConfig
 from maskdistill.measures import DEFAULT_GROUPS, GROUPS, MEASURES
-from maskdistill.views import POLICIES, ViewPolicy
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib
-
-TEMPLATE = Path(__file__).with_name("scenes.toml")
-"""The study on the built-in scenes, which ``maskdistill compare`` runs without a file."""
+from maskdistill.views import ViewPolicy
 
 DEFAULT_CLAIMS = ("knn_20", "jaccard_best_head", "occlusion_random")
 
 # The comparison says these itself, of each run.
-_OWN = ("seed", "out", "resume", "auto_resume")
+_OWN = {
+    "seed": "seeds, above the tables", "out": "--out, of the command", "device": "--devices",
+    "resume": "the same command again", "auto_resume": "the same command again",
+}  # fmt: skip
 # Were these another from policy to policy, the policies would not be what differs.
 _SHARED = (
-    "data", "data_format", "shards", "val_shards", "scenes", "epochs", "max_steps", "knn_train",
-    "knn_val", "image_size",
+    "data", "data_format", "shards", "val_shards", "scenes", "epochs", "max_steps", "batch_size",
+    "knn_train", "knn_val", "image_size", "patch_size", "model", "depth", "precision",
 )  # fmt: skip
-_MODULE = "maskdistill_study"
+# Only the built-in scenes have object masks among labelled images.
+_NEED_MASKS = ("jaccard_", "pointing_", "corloc_", "occlusion_salient", "occlusion_background")
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,9 @@ class Study:
         baseline: name of the policy that the others are compared with; None is the first.
         settings: of all runs, as in `JobConfig`; without ``data`` or ``shards`` the images are the
             built-in scenes.
-        claims: measures (`maskdistill.measures.MEASURES`) whose differences are tested, together.
+        claims: measures (`maskdistill.measures.MEASURES`) whose differences are tested, together;
+            None is 20-NN accuracy, and where they are measured the best head's Jaccard and the
+            accuracy under random occlusion.
         measures: groups of measures (`maskdistill.measures.GROUPS`) that are taken of every run.
         confidence: of intervals, and 1 - the level of the tests.
 
@@ -80,7 +76,7 @@ class Study:
     seeds: Sequence[int] = (0, 1, 2)
     baseline: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    claims: Sequence[str] = DEFAULT_CLAIMS
+    claims: Sequence[str] | None = None
     measures: Sequence[str] = DEFAULT_GROUPS
     confidence: float = 0.95
 
@@ -96,34 +92,70 @@ class Study:
                     f"a policy's name becomes the name of a folder, so it must consist of letters, "
                     f"digits and . _ + -; got {name!r}."
                 )
+        if not isinstance(self.question, str) or not self.question.strip():
+            raise ValueError(f"question must be a sentence; got {self.question!r}.")
         object.__setattr__(self, "seeds", tuple(self._sequence("seeds", int)))
-        object.__setattr__(self, "claims", tuple(self._sequence("claims", str)))
         object.__setattr__(self, "measures", tuple(self._sequence("measures", str)))
+        for group in self.measures:
+            known(group, GROUPS, "group in measures")
+        if self.claims is None:
+            object.__setattr__(self, "claims", tuple(filter(self._can_claim, DEFAULT_CLAIMS)))
+        object.__setattr__(self, "claims", tuple(self._sequence("claims", str)))
         for seed in self.seeds:
             if seed < 0:
                 raise ValueError(f"seeds must be ints >= 0; got {seed}.")
         if self.baseline is None:
             object.__setattr__(self, "baseline", next(iter(self.policies)))
-        _known(str(self.baseline), self.policies, "baseline")
-        for claim in self.claims:
-            _known(claim, MEASURES, "measure in claims")
+        if not isinstance(self.baseline, str):
+            raise TypeError(f"baseline must be the name of a policy; got {self.baseline!r}.")
+        known(self.baseline, self.policies, "baseline")
+        self._check_claims()
+        if not isinstance(self.confidence, float) or not 0.5 <= self.confidence < 1:
+            raise ValueError(f"confidence must lie in [0.5, 1); got {self.confidence!r}.")
+        for name, own in self.policies.items():
+            if not isinstance(own, (ViewPolicy, Mapping)):
+                raise TypeError(
+                    f"the policy {name!r} must be a ViewPolicy or a table of settings; got {own!r}."
+                )
+            if isinstance(own, ViewPolicy) and own.global_crops != 2:
+                raise ValueError(
+                    f"the policy {name!r} is for {own.global_crops} global views of an image, and "
+                    "DINO has two."
+                )
+            self.recipe(name, self.seeds[0])
+
+    @property
+    def real(self) -> bool:
+        """Whether the images are given, and not built-in scenes."""
+        return any(self.settings.get(name) is not None for name in ("data", "shards"))
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """The measures that are claimed."""
+        return tuple(self.claims or ())
+
+    def _can_claim(self, claim: str) -> bool:
+        measured = MEASURES[claim].group in self.measures
+        return measured and not (self.real and claim.startswith(_NEED_MASKS))
+
+    def _check_claims(self) -> None:
+        for claim in self.claims or ():
+            known(claim, MEASURES, "measure in claims")
             if MEASURES[claim].better is None:
                 raise ValueError(
                     f"claims: {claim} is neither better nor worse when it is higher, so no claim "
                     "can be tested with it. Leave it out; the report shows it all the same."
                 )
-        for group in self.measures:
-            _known(group, GROUPS, "group in measures")
-        for claim in self.claims:
             if MEASURES[claim].group not in self.measures:
                 raise ValueError(
                     f"claims: {claim} belongs to the group {MEASURES[claim].group!r}, which is not "
                     f"in measures ({', '.join(self.measures)}). Add it there."
                 )
-        if not isinstance(self.confidence, float) or not 0.5 <= self.confidence < 1:
-            raise ValueError(f"confidence must lie in [0.5, 1); got {self.confidence!r}.")
-        for name in self.policies:
-            self.recipe(name, self.seeds[0])
+            if self.real and claim.startswith(_NEED_MASKS):
+                raise ValueError(
+                    f"claims: {claim} needs object masks, which data and shards do not have. Leave "
+                    "it out, and compare the runs' attention by maskdistill attention --data MASKS."
+                )
 
     def _sequence(self, name: str, kind: type) -> Sequence[Any]:
         values = getattr(self, name)
@@ -139,7 +171,6 @@ class Study:
 
     def config(self, policy: str, seed: int) -> JobConfig:
         """Return the settings of one run, but for its folder."""
-        real = self.settings.get("data") is not None or self.settings.get("shards") is not None
         own = self.policies[policy]
         tables = [("settings", self.settings)]
         if not isinstance(own, ViewPolicy):
@@ -148,12 +179,11 @@ class Study:
         for where, table in tables:
             _check_settings(where, table)
             values.update(table)
-        for name in ("data", "out"):
-            if values.get(name) is not None:
-                values[name] = Path(values[name])
+        if values.get("data") is not None:
+            values["data"] = Path(values["data"])
         values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
         try:
-            return dataclasses.replace(MINI_IMAGENET if real else SCENES, **values, seed=seed)
+            return dataclasses.replace(MINI_IMAGENET if self.real else SCENES, **values, seed=seed)
         except (ValueError, TypeError) as error:
             raise type(error)(f"[policies.{policy}] {error}") from None
 
@@ -190,7 +220,7 @@ class Study:
             "question": self.question,
             "baseline": self.baseline,
             "seeds": list(self.seeds),
-            "claims": list(self.claims),
+            "claims": list(self.tested),
             "measures": list(self.measures),
             "confidence": self.confidence,
             "settings": _json(self.settings),
@@ -219,120 +249,51 @@ class Cell:
         return f"{self.policy}-seed{self.seed}"
 
 
-def read_study(path: str | os.PathLike[str]) -> Study:
-    """Read a study from a TOML file, or from a Python file that assigns ``study``.
-
-    >>> read_study(TEMPLATE).baseline
-    'none'
-
-    Paths to data are relative to the file. A Python file is run, so open none that you do not
-    trust.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or the study cannot work; the sentence says where.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no study {path}. maskdistill compare --template prints one to start from."
-        )
-    if path.suffix == ".py":
-        return _python_study(path)
-    if path.suffix != ".toml":
-        raise ValueError(f"a study is a file .toml or .py; got {path}.")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}.") from None
-    with _named(path):
-        fields = {f.name: None for f in dataclasses.fields(Study)}
-        for name in values:
-            if name in _settings() and name not in fields:
-                raise ValueError(f"{name} is a setting of the runs: put it under [settings].")
-            _known(name, fields, "key")
-        for name in ("settings", "policies"):
-            if not isinstance(values.get(name, {}), dict):
-                raise ValueError(f"{name} must be a table; got {values[name]!r}.")
-        for name, own in values.get("policies", {}).items():
-            if not isinstance(own, dict):
-                raise ValueError(f"[policies.{name}] must be a table of settings; got {own!r}.")
-        if "policies" not in values:
-            raise ValueError("it names no policies. Add [policies.NAME] for each.")
-        values["settings"] = _placed(values.get("settings", {}), path.parent)
-        return Study(**values)
-
-
-def load_study_module(path: Path) -> Any:
-    """Run a study's Python file as the module that its classes are found in, and return that."""
-    spec = importlib.util.spec_from_file_location(_MODULE, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[_MODULE] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _python_study(path: Path) -> Study:
-    try:
-        module = load_study_module(path)
-    except SyntaxError as error:
-        raise ValueError(f"{path}, line {error.lineno}: {error.msg}.") from None
-    except (ValueError, TypeError) as error:  # its own call of Study, most likely
-        raise ValueError(f"{path}: {error}") from error
-    study = getattr(module, "study", None)
-    if not isinstance(study, Study):
-        raise ValueError(
-            f"{path} must assign study = Study(...), from maskdistill.comparing; got {study!r}."
-        )
-    return dataclasses.replace(study, settings=_placed(study.settings, path.parent))
-
-
-def _placed(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return settings whose paths to data are relative to a folder."""
-    placed = dict(settings)
-    for name in ("data", "shards", "val_shards"):
-        value = placed.get(name)
-        if isinstance(value, (str, Path)) and "://" not in str(value):
-            placed[name] = str(folder / Path(value).expanduser())
-    return placed
-
-
 def _check_settings(where: str, table: Mapping[str, Any]) -> None:
+    if not isinstance(table, Mapping):
+        raise TypeError(f"{where} must be a table of settings; got {table!r}.")
     for name, value in table.items():
         if name in _OWN:
-            other = "seeds, above the tables" if name == "seed" else "the command line"
-            raise ValueError(f"[{where}] {name} is not for a study to set: use {other}.")
+            raise ValueError(f"[{where}] {name} is not for a table to set: use {_OWN[name]}.")
         if where != "settings" and name in _SHARED:
             raise ValueError(
                 f"[{where}] {name} must be the same for all policies, or they would not be what "
                 "differs: put it under [settings]."
             )
-        _known(name, _settings(), f"setting in [{where}]")
-        if name == "policy":
-            _known(str(value), POLICIES, f"policy in [{where}]")
+        known(name, settings_of_runs(), f"setting in [{where}]")
+        kind = settings_of_runs()[name]
+        if typing.get_origin(kind) is typing.Literal:
+            known(str(value), typing.get_args(kind), f"{name} in [{where}]")
+        elif typing.get_origin(kind) is tuple and not isinstance(value, (list, tuple)):
+            raise TypeError(f"[{where}] {name} must be a list of two numbers; got {value!r}.")
+        elif name == "model":
+            _check_model(where, value)
 
 
-def _settings() -> dict[str, None]:
-    return {f.name: None for f in dataclasses.fields(JobConfig)}
+def _check_model(where: str, name: Any) -> None:
+    import timm
+
+    if not timm.is_model(str(name)):
+        close = difflib.get_close_matches(str(name), timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"[{where}] timm has no model {name!r}.{hint}")
 
 
-def _known(name: str, known: Mapping[str, Any] | Sequence[str], what: str) -> None:
-    if name in known:
+@functools.cache
+def settings_of_runs() -> dict[str, Any]:
+    """Return the settings of a run by name, with their types."""
+    hints = typing.get_type_hints(JobConfig)
+    return {f.name: hints[f.name] for f in dataclasses.fields(JobConfig)}
+
+
+def known(name: str, names: Mapping[str, Any] | Sequence[str], what: str) -> None:
+    """Refuse a name that is none of those known, and say which one was meant."""
+    if name in names:
         return
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
-    raise ValueError(f"unknown {what}: {name!r}.{hint} Known: {', '.join(sorted(known))}.")
+    raise ValueError(f"unknown {what}: {name!r}.{hint} Known: {', '.join(sorted(names))}.")
 
 
 def _json(table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in table.items()}
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None

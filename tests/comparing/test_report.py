@@ -20,11 +20,11 @@ import pytest
 
 from maskdistill.cli import main
 from maskdistill.comparing import Cell, Study, gather, read_study
+from maskdistill.comparing.cells import folder_of, identity, orders
 from maskdistill.comparing.comparison import report
 from maskdistill.comparing.one_run import carry_out, is_done, with_folder
 from maskdistill.comparing.report import page, study_toml
-from maskdistill.comparing.results import Results, claim_sentence
-from maskdistill.comparing.running import folder_of, orders
+from maskdistill.comparing.results import Results, sentences
 from maskdistill.evaluation import knn_accuracies, load_backbone
 from maskdistill.job_images import open_images
 
@@ -128,18 +128,17 @@ def test_it_says_what_is_missing(text: str) -> None:
 
 def test_claims_come_from_the_runs(results: Results, text: str) -> None:
     claims = {(claim.policy, claim.measure): claim for claim in results.claims}
-    assert set(claims) == {(p, m) for p in ("random", "guided") for m in results.study.claims}
+    assert set(claims) == {(p, m) for p in ("random", "guided") for m in results.study.tested}
     claim = claims["random", "knn_20"]
     ours, theirs = results.values("random", "knn_20"), results.values("none", "knn_20")
     assert claim.values == tuple(ours[seed] - theirs[seed] for seed in (0, 1))
     assert claims["guided", "knn_20"].seeds == (0,)  # its second seed is not done
-    assert "one seed, which says nothing about chance" in claim_sentence(
-        results, claims["guided", "knn_20"]
-    )
+    assert claims["guided", "knn_20"].verdict == "cannot be said"
     said = Page(text).text
-    for one in results.claims:
-        for words in re.split(r": |\. ", claim_sentence(results, one)):
-            assert words.strip(".") in said
+    assert len(sentences(results)) == results.tests == 4
+    for words in sentences(results):
+        assert all(part in said for part in words)
+    assert "with one seed, which says nothing about chance" in said
 
 
 def test_a_measure_is_what_the_instrument_says(results: Results, folder: Path) -> None:
@@ -200,6 +199,99 @@ def test_the_same_results_give_the_same_page(results: Results, text: str) -> Non
 def test_random_weights_stand_beside(results: Results) -> None:
     assert set(results.random_values("knn_20")) == {0, 1}
     assert results.of("random")[0].random is None  # once per seed is enough
+
+
+def test_all_planned_tests_count(results: Results) -> None:
+    """A policy that failed must not make it easier for the others to be better."""
+    planned = {claim.policy: claim.corrected for claim in results.claims}
+    without = dataclasses.replace(
+        results, runs=tuple(run for run in results.runs if run.cell.policy != "guided")
+    )
+    assert {c.policy for c in without.claims} == {"random"}
+    assert without.tests == 4
+    for claim in without.claims:
+        if claim.p is not None:
+            assert claim.corrected is not None
+            assert claim.corrected >= min(1.0, 3 * claim.p)  # of four tests, at most one rank up
+    assert planned["random"] is not None
+    assert [words[2] for words in sentences(without)][-1] == "No run of guided is done."
+
+
+def test_what_was_not_measured_is_said(results: Results) -> None:
+    blind = [
+        dataclasses.replace(
+            run,
+            measured=dataclasses.replace(
+                run.measured,
+                values={n: v for n, v in run.measured.values.items() if "jaccard" not in n},
+                skipped={"attention": "the images have no object masks."},
+            ),
+        )
+        for run in results.done
+        if run.measured
+    ]
+    found = sentences(dataclasses.replace(results, runs=tuple(blind)))
+    assert found[-1] == (
+        "Cannot be said:", "guided against none in Jaccard, best head.",
+        "The images have no object masks.",
+    )  # fmt: skip
+
+
+def test_numbers_that_are_not_finite_are_null(results: Results) -> None:
+    run = results.runs[0]
+    assert run.measured is not None
+    odd = dataclasses.replace(run.measured, values={**run.measured.values, "knn_20": math.nan})
+    changed = dataclasses.replace(
+        results, runs=(dataclasses.replace(run, measured=odd), *results.runs[1:])
+    )
+    text = json.dumps(changed.plain(), allow_nan=False)
+    assert json.loads(text)["runs"][0]["measured"]["values"]["knn_20"] is None
+    assert "knn_20" in changed.measures
+
+
+def test_runs_of_other_settings_are_not_reported(results: Results, tmp_path: Path) -> None:
+    shutil.copytree(results.out, tmp_path / "out")
+    for cell, order in orders(results.study).items():
+        folder = folder_of(tmp_path / "out", cell)
+        if folder.is_dir():
+            (folder / "cell.json").write_text(json.dumps(identity(order)))
+    gather(results.study, tmp_path / "out")
+    other = {**results.study.policies, "random": {"masker": "RandomMasker(0.7)"}}
+    with pytest.raises(ValueError, match=r"random-seed0 was begun with other settings: policy was"):
+        gather(dataclasses.replace(results.study, policies=other), tmp_path / "out")
+
+
+def test_runs_measured_otherwise_are_not_mixed(results: Results) -> None:
+    fewer = dataclasses.replace(results.study, settings={**results.study.settings, "knn_val": 10})
+    assert not gather(fewer, results.out).done
+
+
+def test_a_cut_summary_is_no_end(results: Results, tmp_path: Path) -> None:
+    shutil.copytree(folder_of(results.out, Cell("random", 0)), tmp_path / "run")
+    order = orders(results.study)[Cell("random", 0)]
+    assert is_done(tmp_path / "run", order)
+    (tmp_path / "run/summary.json").write_text("{")
+    assert not is_done(tmp_path / "run", order)
+
+
+def test_a_study_in_python_says_so(results: Results) -> None:
+    policies = {**results.study.policies, "random": results.study.policy("random")}
+    python = dataclasses.replace(results.study, policies=policies)
+    text = Page(page(gather(python, results.out))).text
+    assert "it was a Python file" in text
+    assert "# an object of Python: ViewPolicy(student_global=RandomMasker(0.3)" in text
+
+
+def test_without_the_images_there_is_a_report_without_pictures(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(source: object) -> None:
+        raise FileNotFoundError("pictures/ does not exist.")
+
+    monkeypatch.setattr("maskdistill.comparing.report.open_images", gone)
+    text = Page(page(results)).text
+    assert "Pictures of images are missing. The images could not be opened" in text
+    assert "20-NN accuracy" in text
 
 
 def test_nothing_done_is_nothing_to_report(results: Results, tmp_path: Path) -> None:
@@ -299,11 +391,9 @@ def test_a_run_that_cannot_start_is_told(
     assert "the study's data are not in" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     (tmp_path / "pictures").mkdir()
-    assert main(arguments) == 1
-    said = capsys.readouterr().err
-    assert "none-seed0: failed" in said
-    assert str(tmp_path / "pictures") in said
-    assert "no run is done" in said
+    assert main(arguments) == 2  # it is no data set, which shows before anything is run
+    assert str(tmp_path / "pictures") in capsys.readouterr().err
+    assert not (tmp_path / "out/runs").exists()
 
 
 @pytest.mark.long

@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
+import maskdistill as md
 from maskdistill.comparing import Cell, Outcome, Study, StudyInterrupted, running
-from maskdistill.comparing.running import check_unchanged, devices_at_hand, run_grid
+from maskdistill.comparing.cells import check_unchanged, folder_of
+from maskdistill.comparing.running import devices_at_hand, run_grid
 
 # Stands in for a run: says what it is, waits where it is told to, and ends as it is told to.
 WORKER = """
@@ -53,6 +55,13 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(running, "worker_command", command)
     return options
+
+
+def begun(study: Study, out: Path) -> None:
+    """Run the grid, and leave what a run leaves that came to its end."""
+    run_grid(study, out)
+    for cell in study.cells():
+        (folder_of(out, cell) / "summary.json").write_text("{}")
 
 
 def times(folder: Path, name: str) -> list[float]:
@@ -134,7 +143,10 @@ def signalled(signum: int, folder: Path, runs: int) -> Iterator[None]:
     thread.join()
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGHUP, 129)],
+)
 def test_a_signal_saves_all_runs(
     tmp_path: Path, worker: dict[str, Any], signum: int, code: int
 ) -> None:
@@ -156,7 +168,7 @@ def test_a_signal_saves_all_runs(
 def test_other_settings_are_refused_before_anything_runs(
     tmp_path: Path, worker: dict[str, Any]
 ) -> None:
-    run_grid(STUDY, tmp_path / "s")
+    begun(STUDY, tmp_path / "s")
     (tmp_path / "began").unlink()
     other = dataclasses.replace(STUDY, settings={"epochs": 9})
     with pytest.raises(ValueError, match=r"none-seed0 was begun with .* epochs was 3 and is 9"):
@@ -170,18 +182,77 @@ def test_other_settings_are_refused_before_anything_runs(
 
 
 def test_what_does_not_change_a_run_may_change(tmp_path: Path, worker: dict[str, Any]) -> None:
-    run_grid(STUDY, tmp_path / "s")
+    begun(STUDY, tmp_path / "s")
     more = dataclasses.replace(
-        STUDY, seeds=(0, 1, 2), settings={"workers": 0, "device": "cpu", "checkpoint_every": 7}
+        STUDY, seeds=(0, 1, 2), settings={"workers": 0, "checkpoint_every": 7}
     )
     check_unchanged(more, tmp_path / "s")
 
 
 def test_a_damaged_cell_says_what_to_remove(tmp_path: Path, worker: dict[str, Any]) -> None:
-    run_grid(STUDY, tmp_path / "s")
+    begun(STUDY, tmp_path / "s")
     (tmp_path / "s/runs/none-seed0/cell.json").write_text("{")
     with pytest.raises(ValueError, match="Remove .*none-seed0 to do it anew"):
         check_unchanged(STUDY, tmp_path / "s")
+
+
+def test_a_run_that_never_began_blocks_nothing(tmp_path: Path, worker: dict[str, Any]) -> None:
+    # Such as one whose settings could not work: it failed before its first checkpoint.
+    worker["code"] = 1
+    run_grid(STUDY, tmp_path / "s")
+    corrected = dataclasses.replace(STUDY, settings={"epochs": 9})
+    worker["code"] = 0
+    outcomes = run_grid(corrected, tmp_path / "s")
+    assert {outcome.state for outcome in outcomes.values()} == {"done"}
+
+
+def test_why_a_run_failed(tmp_path: Path, worker: dict[str, Any]) -> None:
+    study = Study({"none": {"policy": "none"}}, seeds=(0,))
+    worker.update(code=1, last="error: of the first attempt")
+    run_grid(study, tmp_path / "s")
+    worker["last"] = "not a word of why"
+    outcome = run_grid(study, tmp_path / "s")[Cell("none", 0)]
+    assert "not a word of why" in outcome.message  # and not the first attempt's
+    worker["code"] = "os.kill(os.getpid(), signal.SIGKILL)"
+    outcome = run_grid(study, tmp_path / "s")[Cell("none", 0)]
+    assert outcome.message.startswith("killed by SIGKILL, perhaps for want of memory")
+
+
+def test_policies_must_reach_other_processes(tmp_path: Path, worker: dict[str, Any]) -> None:
+    class Hidden(md.RandomMasker):
+        pass
+
+    study = Study({"hidden": md.AsymmetricMaskPolicy(Hidden(0.3))})
+    with pytest.raises(ValueError, match=r"'hidden' cannot be given .* top of the study's file"):
+        run_grid(study, tmp_path / "s")
+    assert not (tmp_path / "began").exists()
+
+
+def test_runs_end_when_the_study_is_killed(tmp_path: Path) -> None:
+    # The process of a run notices that its parent is gone, and asks itself to stop.
+    child = (
+        "import signal, sys, time\n"
+        "from maskdistill.comparing import one_run\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (open({str(tmp_path / 'saved')!r}, 'w').close(),"
+        " sys.exit()))\n"
+        "one_run._end_with_parent()\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w').close()\n"
+        "time.sleep(60)"
+    )
+    parent = (
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    for name in ("ready", "saved"):
+        for _ in range(600):
+            if (tmp_path / name).exists():
+                break
+            time.sleep(0.1)
+        assert (tmp_path / name).exists(), name
+        process.kill()
+        process.wait()
 
 
 def test_progress_counts_parts(tmp_path: Path, worker: dict[str, Any]) -> None:

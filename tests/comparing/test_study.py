@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 import maskdistill as md
 from maskdistill.comparing import Cell, Study, read_study
-from maskdistill.comparing.study import TEMPLATE
+from maskdistill.comparing.study_files import TEMPLATE
 
 POLICIES = {"none": {"policy": "none"}, "random": {"masker": "RandomMasker(0.3)"}}
 
@@ -106,7 +107,21 @@ def test_a_study_in_python(tmp_path: Path) -> None:
         ("[policies.a]\nepochs = 3", "same for all policies"),
         ("[policies.a]\nseed = 3", "seeds"),
         ("[settings]\nepochs = 'many'\n[policies.a]", "epochs must be of type int"),
-        ("[settings]\nout = 'x'\n[policies.a]", "command line"),
+        ("[settings]\nout = 'x'\n[policies.a]", "use --out"),
+        ("[settings]\ndevice = 'cpu'\n[policies.a]", "use --devices"),
+        (
+            "[settings]\nmodel = 'vit_tny_patch16_224'\n[policies.a]",
+            "Did you mean vit_tiny_patch16",
+        ),
+        (
+            "[policies.a]\napply = 'tokn'",
+            "unknown apply in .policies.a.: 'tokn'. Did you mean token",
+        ),
+        ("[policies.a]\nmodel = 'vit_small_patch16_224'", "same for all policies"),
+        ("[settings]\nglobal_scale = 0.4\n[policies.a]", "list of two numbers"),
+        ("question = 5\n[policies.a]", "question must be a sentence"),
+        ("baseline = 1\n[policies.1]", "name of a policy"),
+        ("claims = ['jaccard_best_head']\n[settings]\ndata = 'x'\n[policies.a]", "object masks"),
         ("epochs = 3\n[policies.a]", "put it under .settings"),
         ("sedes = [1]\n[policies.a]", "unknown key: 'sedes'. Did you mean seeds"),
         ("seeds = [1, 1]\n[policies.a]", "twice"),
@@ -116,7 +131,10 @@ def test_a_study_in_python(tmp_path: Path) -> None:
         ("baseline = 'b'\n[policies.a]", "unknown baseline: 'b'"),
         ("claims = ['knn20']\n[policies.a]", "Did you mean knn_20"),
         ("claims = ['attention_entropy']\n[policies.a]", "neither better nor worse"),
-        ("measures = ['knn']\n[policies.a]", "group 'attention', which is not in measures"),
+        (
+            "claims = ['jaccard_best_head']\nmeasures = ['knn']\n[policies.a]",
+            "'attention', which is not in measures",
+        ),
         ("measures = ['kn']\n[policies.a]", "Did you mean knn"),
         ("confidence = 95.0\n[policies.a]", "confidence"),
         ("[policies.'a/b']", "name of a folder"),
@@ -135,6 +153,7 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, wanted: str) -> None:
     [
         ("study = 3", "must assign study"),
         ("x =", "line 1"),
+        ("\nx = y", "line 2: NameError: name 'y'"),
         ("from maskdistill.comparing import Study\nstudy = Study({})", "at least one policy"),
     ],
 )
@@ -148,6 +167,40 @@ def test_what_is_no_study(tmp_path: Path) -> None:
         read_study(tmp_path / "none.toml")
     with pytest.raises(ValueError, match=r"\.toml or \.py"):
         read_study(written(tmp_path, "", "study.yaml"))
+
+
+def test_claims_follow_the_measures_and_the_data() -> None:
+    assert Study(POLICIES).claims == ("knn_20", "jaccard_best_head", "occlusion_random")
+    assert Study(POLICIES, measures=("knn",)).claims == ("knn_20",)
+    # Labelled images from elsewhere have no object masks.
+    assert Study(POLICIES, settings={"data": "x"}).claims == ("knn_20", "occlusion_random")
+
+
+def test_policies_that_are_none() -> None:
+    with pytest.raises(TypeError, match="ViewPolicy or a table"):
+        Study({"a": None})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="1 global views"):
+        Study({"a": md.ViewPolicy(global_crops=1)})
+
+
+def test_a_study_in_python_imports_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "my_own_maskers.py").write_text("import maskdistill as md\nmasker = md.NoMasker()")
+    path = written(
+        tmp_path,
+        """
+        import maskdistill as md
+        from maskdistill.comparing import Study
+        from my_own_maskers import masker
+        study = Study({"mine": md.AsymmetricMaskPolicy(masker)})
+        """,
+        "study.py",
+    )
+    before = list(sys.path)
+    try:
+        assert read_study(path).policy("mine").student_global == md.NoMasker()
+    finally:
+        sys.path[:] = before
+        sys.modules.pop("my_own_maskers", None)
 
 
 @pytest.mark.parametrize(
