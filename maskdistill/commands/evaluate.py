@@ -148,10 +148,14 @@ def _columns(backbones: Sequence[Backbone], baseline: bool) -> list[_Column]:
     """Put one model with random weights after the first backbone of each form."""
     columns: list[_Column] = []
     forms: list[object] = []
+    taken = {one.name for one in backbones}
     for one in backbones:
         columns.append(_Column(one.name, one, False, []))
         if baseline and one.trained and one.form not in forms:
-            name = f"random {one.name}" if forms else "random"
+            name = f"random weights of {one.name}" if forms else "random weights"
+            while name in taken:  # a run may be called anything
+                name += " (untrained)"
+            taken.add(name)
             columns.append(_Column(name, one, True, []))
             forms.append(one.form)
     return columns
