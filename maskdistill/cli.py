@@ -22,6 +22,7 @@ _DESCRIPTION = """Masking strategies for self-distillation of Vision Transformer
   maskdistill evaluate runs/first         what it learned, next to random weights
   maskdistill compare study.toml          policies x seeds, and a report
   maskdistill COMMAND --help              all about one command
+  maskdistill --version
 """
 
 
@@ -60,7 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, command in _COMMANDS.items():
         commands.command(name=name)(command)
     try:
-        code = commands.cli(prog="maskdistill", description=_DESCRIPTION, args=arguments)
+        code = commands.cli(
+            prog="maskdistill",
+            description=_DESCRIPTION,
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),  # --json alone, without a --no-json
+        )
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         output_closed()
     except (ValueError, OSError, ImportError) as error:

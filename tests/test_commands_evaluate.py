@@ -81,9 +81,9 @@ def test_a_run_is_measured_on_its_own_images(
     assert (code, complaints) == (0, "")
     assert printed.startswith("55 built-in scenes, and 11 more.\nMeasured on 11 validation")
     table = numbers(printed)
-    assert re.search(r"^ +first +random weights +second$", printed, re.MULTILINE)
+    assert re.search(r"^ +first +second +random weights$", printed, re.MULTILINE)
     images, _ = open_images(saved_config(first))
-    for place, vit in ((0, load_backbone(first)), (2, load_backbone(second))):
+    for place, vit in ((0, load_backbone(first)), (1, load_backbone(second))):
         found = measure(vit, images, 16, groups=groups)
         for name, value in found.values.items():
             one = MEASURES[name]
@@ -130,7 +130,7 @@ def test_other_images_and_a_named_model(
     assert code == 0
     assert "18 images" in found["data"] or "imagefolder" in found["data"]
     # A named model without weights is its own random one.
-    assert list(found["backbones"]) == ["first", "random weights", "vit_tiny_patch16_224"]
+    assert list(found["backbones"]) == ["first", "vit_tiny_patch16_224", "random weights"]
     assert found["backbones"]["vit_tiny_patch16_224"]["random_weights"]
     own = found["backbones"]["first"]
     assert set(own["values"]) == {"knn_10", "knn_20", "knn_100", "knn_200", "occlusion_random"}

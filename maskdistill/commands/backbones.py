@@ -96,13 +96,27 @@ def open_backbones(
     for name, source in zip(_short(sources), sources, strict=True):
         path = Path(source).expanduser()
         named = not path.exists()
-        vit = load_backbone(
-            source, image_size=image_size, patch_size=patch_size, model=None if named else model,
-            pretrained=pretrained and named, apply=apply, seed=seed,
-        )  # fmt: skip
+        try:
+            vit = load_backbone(
+                source, image_size=image_size, patch_size=patch_size,
+                model=None if named else model, pretrained=pretrained and named, apply=apply,
+                seed=seed,
+            )  # fmt: skip
+        except RuntimeError as error:
+            if not named or "pretrained tag" not in str(error):
+                raise
+            raise ValueError(_no_tag(source)) from None
         trained = pretrained or not named
         found.append(Backbone(name, source, vit.to(where), trained, _settings_of(path)))
     return found
+
+
+def _no_tag(source: str) -> str:
+    import timm
+
+    name, _, tag = source.partition(".")
+    known = [full.partition(".")[2] for full in timm.list_models(f"{name}.*", pretrained=True)]
+    return f"timm has no weights {tag!r} of {name}; it has {', '.join(known) or 'none'}."
 
 
 def common_size(backbones: Sequence[Backbone], image_size: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def compare(
     holds report.html, results.json, runs.csv, differences.csv, and each run in runs/.
 
     Args:
-        study: a .toml file, or a .py file that assigns study = Study(...).
+        study: a .toml file, or a .py file that assigns study = Study(...); before the options.
         out: folder of the study. Without it: studies/NAME, after the file.
         jobs: runs at a time. Without it: one on each GPU; on a CPU one per core, at most 4.
         devices: to use, such as cuda:0 cuda:1. Without it: all GPUs, or the CPU.
@@ -50,6 +51,12 @@ def compare(
         print(TEMPLATE.read_text(encoding="utf-8"), end="")
         return 0
     path = TEMPLATE if study is None else study
+    for name in devices:
+        if not re.fullmatch(r"cpu|(cuda|xpu|mps)(:\d+)?", name):
+            raise ValueError(
+                f"{name} is no device, such as cuda:0 or cpu. The study's file goes before the "
+                "options."
+            )
     read = read_study(path)
     out = Path("studies") / path.stem if out is None else out
     if dry_run:
@@ -66,12 +73,15 @@ def compare(
 def _plan(study: Study, out: Path) -> int:
     from maskdistill.comparing.cells import check_unchanged, folder_of, orders
     from maskdistill.comparing.one_run import data_identity, is_done
+    from maskdistill.views import ViewPolicy
 
     images = data_identity(study.config(study.cells()[0].policy, study.cells()[0].seed))
     check_unchanged(study, out, images)
-    for cell, order in orders(study, images).items():
-        state = "done" if is_done(folder_of(out, cell), order) else "to run"
-        print(f"{state:6}  {cell.name:24}  {order.policy!r}")
+    for name in study.policies:
+        print(f"{name}\n{ViewPolicy.__str__(study.policy(name))}\n")
+    wanted = orders(study, images)
+    for cell, order in wanted.items():
+        print(f"{'done' if is_done(folder_of(out, cell), order) else 'to run':6}  {cell.name}")
     return 0
 
 

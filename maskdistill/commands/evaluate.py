@@ -82,6 +82,7 @@ def evaluate(
     from maskdistill.job_images import open_images
     from maskdistill.measures import DEFAULT_GROUPS, measures_named
 
+    _check_order(measures)
     chosen = measures_named(measures or DEFAULT_GROUPS)
     writer = _writer(out)
     if threads is not None:
@@ -127,6 +128,15 @@ def evaluate(
         print(f"\n{out}")
 
 
+def _check_order(measures: Sequence[str]) -> None:
+    """Say what happened where a list of measures has swallowed the backbones after it."""
+    if swallowed := [name for name in measures if Path(name).expanduser().exists()]:
+        raise ValueError(
+            f"{swallowed[0]} is no measure but a path: backbones go before the options, as in "
+            f"`maskdistill evaluate {swallowed[0]} --measures knn`."
+        )
+
+
 # --- What to measure, and on what
 
 
@@ -145,19 +155,21 @@ class _Column:
 
 
 def _columns(backbones: Sequence[Backbone], baseline: bool) -> list[_Column]:
-    """Put one model with random weights after the first backbone of each form."""
-    columns: list[_Column] = []
-    forms: list[object] = []
-    taken = {one.name for one in backbones}
+    """Put one model with random weights of each form after all backbones."""
+    columns = [_Column(one.name, one, False, []) for one in backbones]
+    if not baseline:
+        return columns
+    of_form: dict[object, Backbone] = {}
     for one in backbones:
-        columns.append(_Column(one.name, one, False, []))
-        if baseline and one.trained and one.form not in forms:
-            name = f"random weights of {one.name}" if forms else "random weights"
-            while name in taken:  # a run may be called anything
-                name += " (untrained)"
-            taken.add(name)
-            columns.append(_Column(name, one, True, []))
-            forms.append(one.form)
+        if one.trained:
+            of_form.setdefault(one.form, one)
+    taken = {one.name for one in backbones}
+    for one in of_form.values():
+        name = "random weights" if len(of_form) == 1 else f"random weights of {one.name}"
+        while name in taken:  # a run may be called anything
+            name += " (untrained)"
+        taken.add(name)
+        columns.append(_Column(name, one, True, []))
     return columns
 
 
@@ -319,6 +331,9 @@ def _print_table(
         title, *cells = row
         right = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
         print("  ".join([f"{title:<{widths[0]}}", *right]).rstrip())
+    for column in columns:
+        if not column.random and not column.of.trained:
+            print(f"\n{column.name} has random weights; --pretrained takes timm's.")
     left_out: dict[tuple[str, str], str] = {}
     for column in columns:
         for name, reason in column.measured.skipped.items():

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from maskdistill.comparing.study_files import load_study_module
-from maskdistill.evaluation import load_backbone, reinitialised
+from maskdistill.evaluation import load_backbone
 from maskdistill.job import run_job
 from maskdistill.job_config import JobConfig
 from maskdistill.job_images import open_images
 from maskdistill.measures import MEASURES, Measured, measure
+from maskdistill.training import Trainer
 from maskdistill.training.checkpoint import write_durably
 from maskdistill.training.distributed import start_processes
 from maskdistill.training.folder import hold_folder
@@ -42,7 +43,7 @@ class Order:
         config: settings of the run, its folder and device among them.
         policy: that it trains under.
         groups: of measures to take of the backbone.
-        random_weights: measure the same model with random weights as well.
+        random_weights: measure the weights that the run begins with as well.
         images: what tells the data from others (`data_identity`).
     """
 
@@ -58,7 +59,7 @@ class Order:
             "groups": sorted(self.groups),
             "train_images": self.config.knn_train,
             "val_images": self.config.knn_val,
-            "random_weights": self.random_weights,
+            "random_weights": "initial" if self.random_weights else "",
         }
 
 
@@ -69,7 +70,7 @@ def carry_out(order: Order) -> None:
     with hold_folder(config.out):  # while it is measured, too
         if not read_json(config.out / "summary.json"):
             run_job(config, order.policy)
-        images, _ = open_images(config)
+        images, training = open_images(config)
         device = start_processes(config.device).device
         vit = load_backbone(config.out).to(device)
         options: dict[str, Any] = {
@@ -77,8 +78,9 @@ def carry_out(order: Order) -> None:
         }  # fmt: skip
         found = {"policy": measure(vit, images, config.image_size, **options).to_json()}
         if order.random_weights:
-            random = reinitialised(vit, config.seed)
-            found["random"] = measure(random, images, config.image_size, **options).to_json()
+            # The run's own start: the weights that all policies of this seed begin with.
+            start = Trainer(config, training, order.policy).teacher.backbone
+            found["random"] = measure(start, images, config.image_size, **options).to_json()
         content = {"protocol": order.protocol(), **found}
         write_durably(json.dumps(content, indent=1) + "\n", config.out / MEASURED)
 
@@ -107,7 +109,7 @@ def is_done(out: Path, order: Order) -> bool:
     wanted = order.protocol()
     same = all(protocol.get(name) == wanted[name] for name in ("train_images", "val_images"))
     more = set(protocol["groups"]) >= set(wanted["groups"])
-    return same and more and bool(protocol.get("random_weights")) >= wanted["random_weights"]
+    return same and more and wanted["random_weights"] in ("", protocol.get("random_weights"))
 
 
 def read_measured(out: Path) -> dict[str, Any]:

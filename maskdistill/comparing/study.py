@@ -122,7 +122,15 @@ class Study:
                     f"the policy {name!r} is for {own.global_crops} global views of an image, and "
                     "DINO has two."
                 )
-            self.recipe(name, self.seeds[0])
+        same: dict[str, str] = {}
+        for name in self.policies:
+            config, drawn = self.recipe(name, self.seeds[0])
+            nameless = dataclasses.replace(config, policy="none", masker="", preset=None)
+            twin = same.setdefault(repr((nameless, drawn)), name)
+            if twin != name:
+                raise ValueError(
+                    f"the policies {twin!r} and {name!r} are the same, and so would their runs be."
+                )
 
     @property
     def real(self) -> bool:
@@ -171,21 +179,12 @@ class Study:
 
     def config(self, policy: str, seed: int) -> JobConfig:
         """Return the settings of one run, but for its folder."""
+        # Those of all runs alone first, so that a mistake among them is told as theirs.
+        plain = _with_settings(MINI_IMAGENET if self.real else SCENES, "settings", self.settings)
         own = self.policies[policy]
-        tables = [("settings", self.settings)]
-        if not isinstance(own, ViewPolicy):
-            tables.append((f"policies.{policy}", own))
-        values: dict[str, Any] = {}
-        for where, table in tables:
-            _check_settings(where, table)
-            values.update(table)
-        if values.get("data") is not None:
-            values["data"] = Path(values["data"])
-        values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-        try:
-            return dataclasses.replace(MINI_IMAGENET if self.real else SCENES, **values, seed=seed)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"[policies.{policy}] {error}") from None
+        table = {} if isinstance(own, ViewPolicy) else own
+        config = _with_settings(plain, f"policies.{policy}", table)
+        return dataclasses.replace(config, seed=seed)
 
     def recipe(self, policy: str, seed: int) -> tuple[JobConfig, ViewPolicy]:
         """Return the settings of one run, and its policy.
@@ -249,6 +248,17 @@ class Cell:
         return f"{self.policy}-seed{self.seed}"
 
 
+def _with_settings(config: JobConfig, where: str, table: Mapping[str, Any]) -> JobConfig:
+    _check_settings(where, table)
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in table.items()}
+    if values.get("data") is not None:
+        values["data"] = Path(values["data"])
+    try:
+        return dataclasses.replace(config, **values)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"[{where}] {error}") from None
+
+
 def _check_settings(where: str, table: Mapping[str, Any]) -> None:
     if not isinstance(table, Mapping):
         raise TypeError(f"{where} must be a table of settings; got {table!r}.")
@@ -291,8 +301,8 @@ def known(name: str, names: Mapping[str, Any] | Sequence[str], what: str) -> Non
     if name in names:
         return
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    raise ValueError(f"unknown {what}: {name!r}.{hint} Known: {', '.join(sorted(names))}.")
+    hint = f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(names))}."
+    raise ValueError(f"unknown {what}: {name!r}. {hint}")
 
 
 def _json(table: Mapping[str, Any]) -> dict[str, Any]:

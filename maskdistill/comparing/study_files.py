@@ -39,6 +39,11 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         ValueError: it cannot be read, or the study cannot work; the sentence says where.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder, and a study is a file .toml or .py. Give the file, and the "
+            "study's folder as --out."
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no study {path}. maskdistill compare --template prints one to start from."
@@ -54,6 +59,8 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     with _named(path):
         fields = {f.name: None for f in dataclasses.fields(Study)}
         for name in values:
+            if name == "policy" and isinstance(values[name], dict):
+                raise ValueError("unknown key: 'policy'. Did you mean [policies.NAME]?")
             if name in settings_of_runs() and name not in fields:
                 raise ValueError(f"{name} is a setting of the runs: put it under [settings].")
             known(name, fields, "key")

@@ -62,7 +62,8 @@ def _few_shot(bench: Bench) -> Found:
     if len(labels[enough].unique()) < _WAYS:
         raise NotToBeHadError(
             f"episodes of {_WAYS} classes need {least} validation images of each; "
-            f"{int((each >= least).sum())} of {len(classes)} classes have so many."
+            f"{int((each >= least).sum())} of {len(classes)} classes have so many among the "
+            f"{len(labels):,} that were taken."
         )
     values = {
         f"few_shot_{shots}": few_shot(

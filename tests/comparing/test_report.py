@@ -199,6 +199,11 @@ def test_the_same_results_give_the_same_page(results: Results, text: str) -> Non
 def test_random_weights_stand_beside(results: Results) -> None:
     assert set(results.random_values("knn_20")) == {0, 1}
     assert results.of("random")[0].random is None  # once per seed is enough
+    # They are the weights that the runs began with.
+    for run in results.of("none"):
+        assert results.random_values("knn_20")[run.cell.seed] == pytest.approx(
+            run.summary["knn_random_init"]
+        )
 
 
 def test_all_planned_tests_count(results: Results) -> None:
@@ -346,7 +351,8 @@ def test_the_command_does_what_is_left(
     capsys.readouterr()
     assert main([*arguments, "--dry-run"]) == 0
     planned = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in planned] == ["done"] * 5 + ["to"]
+    assert [line.split()[0] for line in planned[-6:]] == ["done"] * 5 + ["to"]
+    assert "student   RandomMasker(0.3)   clean" in planned
     for name in ("cell.json", "log.txt"):  # runs made by hand have none
         assert not (folder / "out/runs/guided-seed1" / name).exists()
     assert main([*arguments, "--jobs", "1", "--json"]) == 0
@@ -369,6 +375,13 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["compare", "--template"]) == 0
     (tmp_path / "own.toml").write_text(capsys.readouterr().out)
     assert read_study(tmp_path / "own.toml").baseline == "none"
+
+
+def test_a_study_goes_before_the_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--dry-run", "--devices", "cpu", "study.toml"]) == 2
+    assert "study.toml is no device" in capsys.readouterr().err
 
 
 def test_torchrun_is_not_for_studies(

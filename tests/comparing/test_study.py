@@ -138,6 +138,9 @@ def test_a_study_in_python(tmp_path: Path) -> None:
         ("measures = ['kn']\n[policies.a]", "Did you mean knn"),
         ("confidence = 95.0\n[policies.a]", "confidence"),
         ("[policies.'a/b']", "name of a folder"),
+        ("[policy.a]", "Did you mean .policies.NAME"),
+        ("[settings]\nmax_steps = 'forty'\n[policies.a]", "settings. max_steps must be"),
+        ("[policies.a]\n[policies.b]\nmasker = 'RandomMasker(0.3)'", "'a' and 'b' are the same"),
         ("[policies.a", "not valid TOML"),
     ],
 )
@@ -167,6 +170,8 @@ def test_what_is_no_study(tmp_path: Path) -> None:
         read_study(tmp_path / "none.toml")
     with pytest.raises(ValueError, match=r"\.toml or \.py"):
         read_study(written(tmp_path, "", "study.yaml"))
+    with pytest.raises(ValueError, match="folder as --out"):
+        read_study(tmp_path)
 
 
 def test_claims_follow_the_measures_and_the_data() -> None:
