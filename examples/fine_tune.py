@@ -32,7 +32,9 @@ import torch.nn.functional as F
 import tyro
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save
+from scipy.stats import binomtest
 from timm.data import Mixup, create_transform  # type: ignore[attr-defined]
 from timm.layers import DropPath  # type: ignore[attr-defined]
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
@@ -44,6 +46,7 @@ from tqdm import tqdm
 
 from maskdistill.data import Scenes, derive_seed, open_data, resize_for_evaluation
 from maskdistill.data.augment import MEAN, STD
+from maskdistill.data.gathering import cores
 from maskdistill.evaluation import load_backbone, reinitialised
 from maskdistill.models.create import build_on_meta
 from maskdistill.models.sizes import SIZE_ARGUMENTS
@@ -108,8 +111,8 @@ class Settings:
     """Of the head, the order, the augmentation and drop path."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
-    workers: int = 0
-    """Loader processes; they change no result."""
+    workers: int | None = None
+    """Loader processes; None is all cores but one, at most 8. They change no result."""
     out: Path | None = None
     """File for the tuned model, .safetensors in timm's layout."""
     json: Path | None = None
@@ -126,11 +129,14 @@ class Settings:
                 raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1]; got {self.layer_decay}.")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(f"warmup_epochs must be >= 0 and below epochs, of which there are "
+                             f"{self.epochs}; got {self.warmup_epochs}.")  # fmt: skip
 
 
 SCENES = Settings(
     "vit_tiny_patch16_224", epochs=8, batch_size=32, lr=8e-3, warmup_epochs=1, drop_path=0.0,
-    mixup=(0.0, 0.0), augment="", erase=0.0, crop_scale=(0.5, 1.0),
+    mixup=(0.0, 0.0), augment="", erase=0.0, crop_scale=(0.5, 1.0), workers=0,
 )  # fmt: skip
 REAL = Settings("vit_tiny_patch16_224")
 
@@ -147,11 +153,7 @@ class Images:
 
 
 def images_of(s: Settings, size: int) -> Images:
-    """Open the images, and hold a part of the training images out if asked.
-
-    Raises:
-        ValueError: classes to report on that are not trained on, or a share that holds none out.
-    """
+    """Open the images, and hold a part of the training images out if asked."""
     train: Any
     val: Any
     if s.data is None:
@@ -198,20 +200,17 @@ def seed_everything(seed: int) -> None:
 def batches(data: Augmented, s: Settings) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield step, images ``(B, 3, H, W)`` and labels ``(B,)``, epoch by epoch."""
     step = 0
+    workers = min(cores() - 1, 8) if s.workers is None else s.workers
     for data.epoch in range(s.epochs):
         shuffle = torch.Generator().manual_seed(derive_seed(s.seed, "order", data.epoch))
-        how: dict[str, Any] = {"drop_last": True, "num_workers": s.workers, "generator": shuffle}
+        how: dict[str, Any] = {"drop_last": True, "num_workers": workers, "generator": shuffle}
         for images, labels in DataLoader(data, s.batch_size, shuffle=True, **how):
             yield step, images, labels
             step += 1
 
 
 def with_head(backbone: nn.Module, classes: int, s: Settings) -> nn.Module:
-    """Give a timm model a fresh linear head and stochastic depth, and train all of it.
-
-    Raises:
-        ValueError: a model that does not take the pooling, or has no blocks for drop path.
-    """
+    """Give a timm model a fresh linear head and stochastic depth, if it takes them."""
     model: Any = backbone
     pool = {} if s.pool == "own" else {"global_pool": s.pool}
     try:
@@ -237,11 +236,7 @@ def with_head(backbone: nn.Module, classes: int, s: Settings) -> nn.Module:
 
 
 def timm_arguments(model: Any, patch_size: int, size: int) -> dict[str, Any]:
-    """Return the arguments with which timm.create_model builds this model, head included.
-
-    Raises:
-        ValueError: none is known that gives tensors of these names and shapes.
-    """
+    """Return the arguments with which timm.create_model builds this model, head included."""
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture", "")
     head = {"num_classes": model.num_classes}
@@ -263,22 +258,16 @@ def timm_arguments(model: Any, patch_size: int, size: int) -> dict[str, Any]:
 def fine_tune(
     model: nn.Module, images: Images, s: Settings, size: int, what: str
 ) -> dict[str, float]:
-    """Train all weights, and report on the last epoch.
-
-    Raises:
-        FloatingPointError: the loss became NaN or infinite.
-    """
+    """Train all weights, and report on the last epoch; FloatingPointError if the loss is NaN."""
     device = start_processes(s.device).device
     mean, std = statistics(model, s)
     transform = create_transform(
         size, is_training=True, scale=s.crop_scale, auto_augment=s.augment or None, re_prob=s.erase,
         re_mode="pixel", interpolation="bicubic", color_jitter=0.0, mean=mean, std=std,
     )  # fmt: skip
-    mixer: Any = None
-    if any(s.mixup):
-        mixer = Mixup(  # type: ignore[no-untyped-call]
-            *s.mixup, label_smoothing=s.smoothing, num_classes=images.classes
-        )
+    mix: Any = Mixup
+    soft = {"label_smoothing": s.smoothing, "num_classes": images.classes}
+    mixer = mix(*s.mixup, **soft) if any(s.mixup) else None
     model.to(device).train()
     per_epoch = len(images.train_labels) // s.batch_size
     total = s.epochs * per_epoch
@@ -286,9 +275,10 @@ def fine_tune(
         model, "adamw", s.lr * s.batch_size / 256, s.weight_decay,
         layer_decay=None if s.layer_decay == 1 else s.layer_decay,
     )  # fmt: skip
-    schedule = CosineLRScheduler(
-        optimizer, total, 1e-6, t_in_epochs=False, warmup_lr_init=1e-8,
-        warmup_t=min(round(s.warmup_epochs * per_epoch), total - 1),
+    warmup = min(round(s.warmup_epochs * per_epoch), total - 1)
+    schedule = CosineLRScheduler(  # the cosine begins at the peak, where the warm-up ends
+        optimizer, total - warmup, 1e-6, t_in_epochs=False, warmup_lr_init=1e-8, warmup_t=warmup,
+        warmup_prefix=True,
     )  # fmt: skip
     average = ModelEmaV3(model, s.ema, use_warmup=True) if s.ema else None
     started, losses, mean_loss = time.perf_counter(), list[Tensor](), math.nan
@@ -315,8 +305,7 @@ def fine_tune(
             losses.clear()
             bar.set_postfix_str(f"loss {mean_loss:.3f}")
             if not math.isfinite(mean_loss):
-                at = step // per_epoch + 1
-                raise FloatingPointError(f"the loss became {mean_loss} in epoch {at}: lower --lr.")
+                raise FloatingPointError(f"the loss is {mean_loss} by step {step}: lower --lr.")
     seconds = time.perf_counter() - started
     if average is not None:
         model.load_state_dict(average.module.state_dict())
@@ -325,8 +314,12 @@ def fine_tune(
 
 
 def statistics(model: Any, s: Settings) -> tuple[Any, Any]:
-    """Return mean and standard deviation: ImageNet's, or those of timm's pretrained weights."""
-    cfg = model.pretrained_cfg if s.pretrained else {}
+    """Return mean and standard deviation: of timm's weights or a tuned file, else ImageNet's."""
+    cfg, path = model.pretrained_cfg if s.pretrained else {}, Path(s.backbone)
+    if path.suffix == ".safetensors" and path.is_file():
+        with safe_open(path, "pt") as file:
+            stated = json.loads((file.metadata() or {}).get("timm.create_model", "{}"))
+        cfg = stated.get("pretrained_cfg_overlay", {})
     return tuple(cfg.get("mean", MEAN)), tuple(cfg.get("std", STD))
 
 
@@ -337,16 +330,13 @@ def accuracy(
     """Return the share of images to report on whose class has the highest score."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in colours)
     model.eval()
-    right = 0
-    everyone = torch.arange(len(images.val_labels))
-    for part in tqdm(everyone.split(256), "accuracy", disable=None, leave=False):
+    right, labels = 0, torch.from_numpy(images.val_labels)
+    for part in tqdm(torch.arange(len(labels)).split(256), "accuracy", disable=None, leave=False):
         pixels = torch.stack([resize_for_evaluation(images.val[int(i)][0], size) for i in part])
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             scores = model((pixels.to(device).float() / 255 - mean) / std)
-        right += int(
-            (scores.argmax(dim=1).cpu() == torch.from_numpy(images.val_labels)[part]).sum()
-        )
-    return right / len(everyone)
+        right += int((scores.argmax(dim=1).cpu() == labels[part]).sum())
+    return right / len(labels)
 
 
 def main(s: Settings) -> dict[str, Any]:
@@ -367,28 +357,38 @@ def main(s: Settings) -> dict[str, Any]:
     fresh = reinitialised(vit, seed=s.seed) if s.from_scratch else None
     model = with_head(vit.backbone, images.classes, s)
     arguments = timm_arguments(model, vit.patch_size[0], size) if s.out is not None else {}
+    colours = zip(("mean", "std"), statistics(model, s), strict=True)
+    arguments["pretrained_cfg_overlay"] = dict(colours)
     print(f"{s.backbone}: {size} px; {trained} training images of {images.classes} classes")
-    found: dict[str, Any] = {"fine_tuned": fine_tune(model, images, s, size, "fine-tuning")}
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(s).items()}
+    result = {"training_images": trained, "images": count, "classes": images.classes,
+              "timm": timm.__version__, "settings": settings}  # fmt: skip
+    result["fine_tuned"] = fine_tune(model, images, s, size, "fine-tuning")
     if s.out is not None:
         state = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
         s.out.parent.mkdir(parents=True, exist_ok=True)
         write_durably(save(state, metadata={"timm.create_model": json.dumps(arguments)}), s.out)
+    keep(result, "fine_tuned", s)  # at once: what comes next may fail
     if fresh is not None:
         scratch = dataclasses.replace(s, layer_decay=1.0)  # random layers have all to learn
         model = with_head(fresh.backbone, images.classes, scratch)
-        found["from_scratch"] = fine_tune(model, images, scratch, size, "from scratch")
-    where = "training images held out" if s.hold_out else "validation images"
-    for name, values in found.items():
-        share = values["accuracy"]
-        error = 1.96 * math.sqrt(share * (1 - share) / count)
-        print(f"{name.replace('_', ' '):13s}{share:6.1%} ±{error:.1%} of {count} {where}; "
-              f"training loss {values['train_loss']:.3f}; {values['seconds']:.0f} s")  # fmt: skip
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(s).items()}
-    result = {**found, "training_images": trained, "images": count, "classes": images.classes,
-              "timm": timm.__version__, "settings": settings}  # fmt: skip
-    if s.json is not None:
-        write_durably(json.dumps(result, indent=2) + "\n", s.json)
+        result["from_scratch"] = fine_tune(model, images, scratch, size, "from scratch")
+        keep(result, "from_scratch", s)
     return result
+
+
+def keep(result: dict[str, Any], name: str, s: Settings) -> None:
+    """Print what was found of a model, with Wilson's interval, and write all that is known."""
+    found, count = result[name], result["images"]
+    right = binomtest(round(found["accuracy"] * count), count)
+    found["interval"] = list(right.proportion_ci(0.95, method="wilson"))
+    low, high = (f"{100 * bound:.1f}" for bound in found["interval"])
+    print(f"{name.replace('_', ' '):13s}{found['accuracy']:6.1%} ({low} to {high}) of {count} "
+          f"{'training images held out' if s.hold_out else 'validation images'}; training loss "
+          f"{found['train_loss']:.3f}; {found['seconds']:.0f} s", flush=True)  # fmt: skip
+    if s.json is not None:
+        s.json.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(json.dumps(result, indent=2) + "\n", s.json)
 
 
 if __name__ == "__main__":

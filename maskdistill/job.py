@@ -59,8 +59,9 @@ def run_job(config: JobConfig, policy: ViewPolicy | None = None) -> dict[str, An
     >>> summary["knn"] > summary["knn_random_init"]  # doctest: +SKIP
     True
 
-    Everything is checked before anything is written. The folder then holds ``config.json``,
-    ``metrics.jsonl``, TensorBoard events, ``checkpoints/``, ``attention/``,
+    Everything is checked before anything is written, but whether Weights & Biases, where it is
+    asked for, lets a run begin: that shows with the first step. The folder then holds
+    ``config.json``, ``metrics.jsonl``, TensorBoard events, ``checkpoints/``, ``attention/``,
     ``backbone.safetensors``, ``masks.png``, ``attention.png``, ``attention_strip.png``,
     ``curves.png`` and ``summary.json``. Started again by ``torchrun --max-restarts``, it goes on
     with the run that it had begun.
@@ -75,8 +76,10 @@ def run_job(config: JobConfig, policy: ViewPolicy | None = None) -> dict[str, An
     Raises:
         ValueError: settings that cannot work, data that cannot be read.
         OSError: a folder that cannot be written or is in use, a file that is not there.
+        ImportError: matplotlib is missing, which draws the pictures.
         TrainingInterrupted: a signal stopped it, and the run is saved.
     """
+    _check_drawing()
     if policy is None:
         config, policy = recipe(config)
     processes = start_processes(config.device)
@@ -138,6 +141,7 @@ def _train_and_judge(
     settings = _plain(dataclasses.asdict(trainer.config))
     if config.data is not None:  # so that the run can be resumed from another folder
         settings["data"] = str(config.data.absolute())
+    settings["policy_used"] = repr(policy)  # which may be none that the settings can name
     trainer.agreement.by_main(lambda: _write_json(out / "config.json", settings))
     # In all processes: each embeds its share, and sharded weights need all of them.
     start, before = judge.start(trainer.teacher.backbone)
@@ -222,6 +226,17 @@ def _room_needed(out: Path) -> Iterator[None]:
             error.errno,
             f"no room left while writing into {out} ({error.strerror}). Make room, then run the "
             "same command with --auto-resume",
+        ) from error
+
+
+def _check_drawing() -> None:
+    """Raise what the first picture would, before there is anything that it could spoil."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"the main job draws pictures by matplotlib, which cannot be imported ({error}): "
+            'pip install "maskdistill[train]".'
         ) from error
 
 

@@ -78,6 +78,7 @@ def saved_config(out: Path) -> JobConfig:
         raise FileNotFoundError(f"there is no run in {out} to resume: it has no config.json.")
     try:
         values = json.loads(path.read_text())
+        values.pop("policy_used", None)  # for people, and of no use if no setting names it
         for name in ("data", "out"):
             values[name] = None if values[name] is None else Path(values[name])
         for name in ("global_scale", "local_scale"):

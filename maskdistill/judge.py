@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -198,8 +200,9 @@ def save_attention(out: Path, step: int, attention: Tensor, pixels: Tensor) -> N
     """
     folder = out / SNAPSHOTS
     folder.mkdir(exist_ok=True)
-    if not (folder / "images.safetensors").is_file():
-        write_durably(save({"images": pixels.contiguous()}), folder / "images.safetensors")
+    images = folder / "images.safetensors"
+    if not images.is_file() or _read(images, "images") is None:
+        write_durably(save({"images": pixels.contiguous()}), images)
     content = save({"attention": attention.to("cpu", torch.float16).contiguous()})
     write_durably(content, folder / f"step-{step:08d}.safetensors")
 
@@ -216,18 +219,28 @@ def read_attention(out: Path) -> tuple[Tensor, dict[int, Tensor]]:
 
     Returns:
         ``(n, 3, H, W)`` uint8, and by step, in their order, ``(n, heads, N)`` float32 attention of
-        each head to the patches.
+        each head to the patches. Damaged snapshots are left out with a warning.
 
     Raises:
         FileNotFoundError: the run kept none, as its model has no attention to show.
     """
     folder = out / SNAPSHOTS
     kept = {int(path.stem[5:]): path for path in folder.glob("step-*.safetensors")}
-    images = folder / "images.safetensors"
-    if not kept or not images.is_file():
+    found = {step: _read(kept[step], "attention") for step in sorted(kept)}
+    attention = {step: each.float() for step, each in found.items() if each is not None}
+    path = folder / "images.safetensors"
+    images = _read(path, "images") if path.is_file() else None
+    if not attention or images is None:
         raise FileNotFoundError(f"{out} has no attention over training: {folder} has no snapshots.")
-    attention = {step: load_file(kept[step])["attention"].float() for step in sorted(kept)}
-    return load_file(images)["images"], attention
+    return images, attention
+
+
+def _read(path: Path, name: str) -> Tensor | None:
+    try:
+        return load_file(path)[name]
+    except (SafetensorError, KeyError, OSError) as error:
+        warnings.warn(f"{path} is damaged ({error}) and was left out.", UserWarning, stacklevel=3)
+        return None
 
 
 def forget_attention(out: Path, step: int | None) -> None:

@@ -13,3 +13,9 @@ torch.set_num_threads(1)
 def _seeded() -> None:
     """Statistical tests draw the same each time: none fails by chance."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_wandb_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test logs to the project of whoever runs them."""
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)

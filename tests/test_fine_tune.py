@@ -60,6 +60,7 @@ def settings(example: ModuleType, data: Path) -> Settings:
             "data": data, "image_size": 16, "patch_size": 8, "depth": 2, "epochs": 3, "lr": 8e-3,
             "batch_size": 16, "warmup_epochs": 0.5, "drop_path": 0.0, "device": "cpu",
             "crop_scale": (0.6, 1.0), "mixup": (0.0, 0.0), "augment": "", "erase": 0.0,
+            "workers": 0,
         }  # fmt: skip
         return dataclasses.replace(example.REAL, **{**tiny, **changes})
 
@@ -189,6 +190,112 @@ def test_the_layers_learn_by_their_depth(example: ModuleType, settings: Settings
     assert max(rates) < s.lr * s.batch_size / 256 / 4, "and comes down"
 
 
+@pytest.mark.parametrize(("epochs", "warm"), [(4, 1.0), (3, 2.0), (2, 0.0), (1, 0.9)])
+def test_the_learning_rate_has_no_jump(
+    example: ModuleType, settings: Settings, epochs: int, warm: float
+) -> None:
+    """Up to the peak, then down by half a cosine that begins there."""
+    s = settings(epochs=epochs, warmup_epochs=warm, batch_size=4, layer_decay=1.0)
+    vit = load_backbone("vit_tiny_patch16_224", image_size=16, patch_size=8, depth=1)
+    rates: list[float] = []
+    real = example.CosineLRScheduler.step_update
+
+    def noted(self: Any, step: int) -> None:
+        real(self, step)
+        rates.append(max(group["lr"] for group in self.optimizer.param_groups))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example.CosineLRScheduler, "step_update", noted)
+        model = example.with_head(vit.backbone, 3, s)
+        example.fine_tune(model, example.images_of(s, 16), s, 16, "test")
+    peak, up = s.lr * 4 / 256, round(12 * warm)
+    assert len(rates) == 12 * epochs
+    assert rates[up] == pytest.approx(peak)
+    t = np.arange(12 * epochs - up) / (12 * epochs - up)
+    cosine = 1e-6 + (peak - 1e-6) * (1 + np.cos(np.pi * t)) / 2
+    np.testing.assert_allclose(rates[up:], cosine, rtol=1e-6)
+    np.testing.assert_allclose(rates[:up], peak * np.arange(up) / max(up, 1), atol=2e-8)
+
+
+def test_what_is_finished_is_kept(
+    example: ModuleType,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The second model fails, and the first one's numbers and weights are there."""
+    real = example.fine_tune
+
+    def failing(model: Any, images: Any, s: Any, size: int, what: str) -> Any:
+        if what == "from scratch":
+            raise FloatingPointError("the loss is nan")
+        return real(model, images, s, size, what)
+
+    monkeypatch.setattr(example, "fine_tune", failing)
+    where, out = tmp_path / "new" / "numbers.json", tmp_path / "tuned.safetensors"
+    with pytest.raises(FloatingPointError):
+        example.main(settings(epochs=1, from_scratch=True, json=where, out=out))
+    found = json.loads(where.read_text())
+    assert "from_scratch" not in found
+    low, high = found["fine_tuned"]["interval"]
+    assert 0 < low < found["fine_tuned"]["accuracy"] <= high <= 1
+    assert "fine tuned" in capsys.readouterr().out
+    assert out.is_file()
+
+
+def test_an_interval_at_the_edge_is_none_of_no_width(
+    example: ModuleType, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result: dict[str, Any] = {"images": 20}
+    result["fine_tuned"] = {"accuracy": 1.0, "train_loss": 0.1, "seconds": 1.0}
+    example.keep(result, "fine_tuned", settings())
+    z2 = 1.959964**2
+    assert result["fine_tuned"]["interval"] == pytest.approx([20 / (20 + z2), 1.0], abs=1e-6)
+    assert "100.0% (83.9 to 100.0) of 20" in capsys.readouterr().out
+
+
+def test_a_tuned_model_keeps_its_normalisation(
+    example: ModuleType, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of timm's weights goes into the file: tuning goes on with it, and timm knows it."""
+    own = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example, "statistics", lambda model, s: own)
+        tuned(example, settings(epochs=1), first)
+    again = settings(backbone=str(first), depth=None, patch_size=None, image_size=None, epochs=1)
+    with pytest.warns(UserWarning, match=r"0\.4, 0\.5, 0\.6.*statistics="):
+        tuned(example, again, second)
+    for path in (first, second):
+        assert example.statistics(None, settings(backbone=str(path))) == own
+        with safetensors.safe_open(path, "pt") as file:
+            arguments = json.loads(file.metadata()["timm.create_model"])
+        plain = timm.create_model(**arguments, checkpoint_path=str(path))
+        config = timm.data.resolve_model_data_config(plain)
+        assert (tuple(config["mean"]), tuple(config["std"])) == own
+
+
+def test_loaders_as_the_trainer_has_them(
+    example: ModuleType, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For real data, as many as there are cores but one; the scenes need none."""
+    assert example.REAL.workers is None
+    assert example.SCENES.workers == 0
+    seen: list[int] = []
+
+    def loader(*args: Any, num_workers: int, **kwargs: Any) -> list[Any]:
+        seen.append(num_workers)
+        return []
+
+    monkeypatch.setattr(example, "DataLoader", loader)
+    for cores, workers in ((1, None), (4, None), (64, None), (64, 2)):
+        monkeypatch.setattr(example, "cores", lambda: cores)  # noqa: B023
+        s = settings(epochs=1, workers=workers)
+        list(example.batches(example.Augmented(None, None, 0), s))
+    assert seen == [0, 3, 8, 2]
+
+
 def test_an_average_of_the_weights(example: ModuleType, settings: Settings, tmp_path: Path) -> None:
     _, last = tuned(example, settings(), tmp_path / "a.safetensors")
     _, average = tuned(example, settings(ema=0.9), tmp_path / "b.safetensors")
@@ -205,6 +312,7 @@ def test_an_average_of_the_weights(example: ModuleType, settings: Settings, tmp_
         ({"pool": "token", "backbone": "vit_base_patch16_siglip_224"}, "takes no pool='token'"),
         ({"backbone": "vit_tinny_patch16_224"}, "Did you mean"),
         ({"device": "abacus"}, "device must be"),
+        ({"warmup_epochs": 1}, "warmup_epochs must be >= 0 and below epochs.* 1; got 1"),
         ({"lr": 1e30}, "lower --lr"),
     ],
 )

@@ -25,11 +25,14 @@ from PIL import Image
 from maskdistill import job
 from maskdistill.commands import train as command
 from maskdistill.job import JobConfig
+from maskdistill.job_config import saved_config
 from maskdistill.judge import forget_attention, read_attention, save_attention
+from maskdistill.masking import BlockMasker
 from maskdistill.training.checkpoint import checkpoint_files, latest_checkpoint
 from maskdistill.training.folder import hold_folder
 from maskdistill.training.interruption import SIGNALS
 from maskdistill.training.records import read_metrics
+from maskdistill.views import ViewPolicy
 from tests.training.forking import fork, wait
 
 ROOT = Path(__file__).parents[1]
@@ -284,6 +287,57 @@ def test_attention_over_training_is_there_or_it_says_so(tmp_path: Path) -> None:
     assert list(read_attention(tmp_path)[1]) == [3, 20]
     forget_attention(tmp_path, None)  # a new run has images of its own
     assert not list((tmp_path / "attention").iterdir())
+
+
+def test_damaged_attention_is_left_out(tmp_path: Path) -> None:
+    """As a crash of the machine may leave it; the images come back with the next snapshot."""
+    images, attention = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.rand(2, 3, 16)
+    for step in (0, 20, 100):
+        save_attention(tmp_path, step, attention, images)
+    folder = tmp_path / "attention"
+    (folder / "step-00000020.safetensors").write_bytes(b"x" * 10)
+    with pytest.warns(UserWarning, match=r"step-00000020\.safetensors is damaged"):
+        assert list(read_attention(tmp_path)[1]) == [0, 100]
+    (folder / "step-00000020.safetensors").unlink()
+    (folder / "images.safetensors").write_bytes(b"x" * 10)
+    with (
+        pytest.warns(UserWarning, match=r"images\.safetensors is damaged"),
+        pytest.raises(FileNotFoundError, match="no snapshots"),
+    ):
+        read_attention(tmp_path)
+    with pytest.warns(UserWarning, match=r"images\.safetensors is damaged"):
+        save_attention(tmp_path, 120, attention, images)
+    assert torch.equal(read_attention(tmp_path)[0], images)
+
+
+SMALL: dict[str, Any] = {
+    "image_size": 16, "patch_size": 8, "depth": 1, "local_crops": 2, "hidden_dim": 32,
+    "batch_size": 8, "max_steps": 2, "scenes": 44, "evaluations": 0, "device": "cpu", "workers": 0,
+}  # fmt: skip
+
+
+def test_a_policy_in_the_place_of_the_named_one(tmp_path: Path) -> None:
+    """The settings name another, so the file says which it was; it is read all the same."""
+    config = JobConfig(**SMALL, out=tmp_path / "run")
+    policy = ViewPolicy.local_only(BlockMasker(0.4))
+    job.run_job(config, policy)
+    kept = read(tmp_path / "run" / "config.json")
+    assert kept["policy"] == "asymmetric", "as the settings say"
+    assert kept["policy_used"] == repr(policy) == read(tmp_path / "run/summary.json")["policy"]
+    assert saved_config(tmp_path / "run").out == config.out
+    del kept["policy_used"]  # as an earlier version leaves it
+    (tmp_path / "run" / "config.json").write_text(json.dumps(kept))
+    assert saved_config(tmp_path / "run").scenes == 44
+
+
+def test_without_matplotlib_nothing_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
+    with pytest.raises(ImportError, match=r'matplotlib.*pip install "maskdistill\[train\]"'):
+        job.run_job(JobConfig(**SMALL, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_command_again_goes_on(

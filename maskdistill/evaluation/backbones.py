@@ -122,7 +122,7 @@ def _from_timm(
         if not pretrained and isinstance(token, nn.Parameter):
             nn.init.trunc_normal_(token, std=0.02)  # as the trainer's networks start
     if pretrained:
-        _warn_of_colours(name, backbone)
+        _warn_of_colours(name, backbone, stacklevel=4)
     return MaskedViT(backbone, apply or "token").eval()
 
 
@@ -153,7 +153,7 @@ def _create(name: str, arguments: Mapping[str, Any], *, pretrained: bool = False
     ) from error
 
 
-def _warn_of_colours(name: str, backbone: nn.Module) -> None:
+def _warn_of_colours(name: str, backbone: nn.Module, stacklevel: int) -> None:
     settings = getattr(backbone, "pretrained_cfg", None) or {}
     mean, std = (tuple(settings.get(key) or usual) for key, usual in (("mean", MEAN), ("std", STD)))
     if (mean, std) != (MEAN, STD):
@@ -161,7 +161,7 @@ def _warn_of_colours(name: str, backbone: nn.Module) -> None:
             f"{name} was trained on images normalised by {mean} and {std}, not by ImageNet's "
             f"statistics: pass statistics=({mean}, {std}) to extract_features.",
             UserWarning,
-            stacklevel=4,
+            stacklevel,
         )
 
 
@@ -227,7 +227,10 @@ def _build_for(
     if stated is not None:
         if role == "student":
             raise ValueError(f"{path} holds the teacher alone; give the folder of its run.")
-        return _create(stated.pop("model_name"), stated | wanted), None
+        backbone = _create(stated.pop("model_name"), stated | wanted)
+        if "pretrained_cfg_overlay" in stated:  # a fine-tuned model states its normalisation
+            _warn_of_colours(str(path), backbone, stacklevel=5)
+        return backbone, None
     name, content, tensors = read_tensors(path)
     config = content.get("config")
     if {"teacher", "student", "policy"} <= content.keys() and isinstance(config, Mapping):

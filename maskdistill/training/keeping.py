@@ -25,6 +25,7 @@ from maskdistill.training.checkpoint import (
 from maskdistill.training.config import TrainingConfig
 from maskdistill.training.distributed import Processes
 from maskdistill.training.health_signs import PREFIX
+from maskdistill.training.interruption import TrainingInterrupted
 from maskdistill.training.records import (
     CollapseAlarm,
     MetricsWindow,
@@ -34,6 +35,7 @@ from maskdistill.training.records import (
 )
 from maskdistill.training.step import StepMetrics
 from maskdistill.training.wandb_run import open_wandb, wandb_project
+from maskdistill.views import ViewPolicy
 
 LINES_EVERY = 30.0
 """Seconds between two lines about the progress where there is no terminal to show a bar on."""
@@ -55,6 +57,7 @@ class RunKeeper:
         config: of the run, resolved.
         processes: of the run.
         agreement: among them.
+        policy: of masks, as Weights & Biases shows it.
         found: the checkpoint that the run goes on from; None starts anew.
         steps: of the whole run.
         show: a progress bar.
@@ -66,6 +69,7 @@ class RunKeeper:
         config: TrainingConfig,
         processes: Processes,
         agreement: Agreement,
+        policy: ViewPolicy,
         found: FoundCheckpoint | None,
         *,
         steps: int,
@@ -79,7 +83,8 @@ class RunKeeper:
         content: dict[str, Any] = found.content if found else {}
         step = content.get("step", 0)
         self._record: RunRecord | None = None
-        agreement.by_main(lambda: self._open(step, config))
+        settings = {**dataclasses.asdict(config), "policy_used": repr(policy)}
+        agreement.by_main(lambda: self._open(found.step if found else None, settings))
         self.pace = Pace(config.batch_size * processes.world, step, content.get("seconds", 0.0))
         self._window = MetricsWindow(processes.world, content.get("window"))
         self._alarm = CollapseAlarm(config.out_dim or 0)
@@ -96,10 +101,10 @@ class RunKeeper:
         self._lines = self._is_main and show and self._bar.disable
         self._total, self._said = steps, time.monotonic()
 
-    def _open(self, step: int, config: TrainingConfig) -> None:
+    def _open(self, step: int | None, settings: dict[str, Any]) -> None:
         remove_unfinished(self.out)
-        project = wandb_project(config.wandb)
-        run = open_wandb(self.out, project, dataclasses.asdict(config)) if project else None
+        project = wandb_project(settings["wandb"])
+        run = open_wandb(self.out, project, settings) if project else None
         self._record = RunRecord(self.out, step, run)
 
     def __enter__(self) -> RunKeeper:
@@ -113,7 +118,8 @@ class RunKeeper:
     ) -> None:
         self._bar.close()
         if self._record:
-            self._record.close(failed=kind is not None)
+            stopped = kind is not None and issubclass(kind, TrainingInterrupted)
+            self._record.close(failed=kind is not None and not stopped)
 
     def add(self, metrics: StepMetrics) -> None:
         """Take the metrics of a step that is done; waits for nothing."""

@@ -8,7 +8,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -51,38 +51,57 @@ class RunRecord:
 
     Args:
         folder: of the run; must exist.
-        step: steps that are already done; later lines of an earlier attempt are dropped.
-        wandb: a run of Weights & Biases to log to as well, which is finished at the end.
+        step: steps that a resumed run has done, whose later lines are dropped; None is a new run.
+        wandb: a run of Weights & Biases to log to as well, which is finished at the end. If it
+            fails, that is warned of, and the record goes on without it.
     """
 
-    def __init__(self, folder: Path, step: int = 0, wandb: Any = None) -> None:
+    def __init__(self, folder: Path, step: int | None = None, wandb: Any = None) -> None:
         self._wandb = wandb
         self.path = folder / "metrics.jsonl"
-        self._kept = [line for line in read_metrics(self.path) if line["step"] <= step and step]
-        write_durably("".join(json.dumps(line) + "\n" for line in self._kept), self.path)
+        there = [] if step is None else _read_lines(self.path)
+        self._kept = [line for line in there if line["step"] <= (step or 0)]
+        write_durably("".join(map(_line, self._kept)), self.path)
         self._events = _summary_writer(folder, step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Record the values of a step."""
+        """Record the values of a step; in the lines, one that is not finite is null."""
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(_line({"step": step, **values}))
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log({"step": step, **values})
+        self._tell_wandb(lambda run: run.log({"step": step, **values}))
+
+    def _tell_wandb(self, tell: Callable[[Any], object]) -> None:
+        """Let no failure of Weights & Biases stop training, or hide why it stopped."""
+        if self._wandb is None:
+            return
+        try:
+            tell(self._wandb)
+        except Exception as error:
+            self._wandb = None
+            warnings.warn(
+                f"Weights & Biases failed ({type(error).__name__}: {error}) and gets no more of "
+                f"this run; {self.path} has every line.",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def evaluation_at(self, step: int) -> dict[str, float] | None:
         """Return what an earlier attempt found when it evaluated at a step, if it came to that."""
         for line in self._kept:
             if line["step"] == step and _OF_TRAINING not in line:
-                return {name: value for name, value in line.items() if name != "step"}
+                found = {name: value for name, value in line.items() if name != "step"}
+                return {name: math.nan if v is None else v for name, v in found.items()}
         return None
 
     def sync(self) -> None:
         """Flush the lines to the disk, so that a checkpoint's are there when it is."""
         with self.path.open("rb+") as file:
             os.fsync(file.fileno())
+        if self._events is not None:
+            self._events.flush()
 
     def close(self, *, failed: bool = False) -> None:
         """Flush the TensorBoard events, and finish the run of Weights & Biases.
@@ -92,8 +111,7 @@ class RunRecord:
         """
         if self._events is not None:
             self._events.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=int(failed))
+        self._tell_wandb(lambda run: run.finish(exit_code=int(failed)))
 
 
 class MetricsWindow:
@@ -146,7 +164,20 @@ def mean_over_processes(values: Tensor, world: int) -> Tensor:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a ``metrics.jsonl``; one that a crash cut short is left out."""
+    """Return the lines of a ``metrics.jsonl``; one that a crash cut short is left out.
+
+    So are values that were not finite, which the file has as null.
+    """
+    return [{k: v for k, v in line.items() if v is not None} for line in _read_lines(path)]
+
+
+def _line(values: dict[str, Any]) -> str:
+    """Write values as a line of JSON, which knows neither NaN nor infinity."""
+    unknown = [k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
+    return json.dumps({**values, **dict.fromkeys(unknown)}, allow_nan=False) + "\n"
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     if not path.is_file():
         return lines
@@ -160,12 +191,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _summary_writer(folder: Path, step: int) -> Any:
+def _summary_writer(folder: Path, step: int | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # without the train extra there are JSON lines alone
         return None
-    return SummaryWriter(str(folder), purge_step=step or None)  # type: ignore[no-untyped-call]
+    # Events of the purged step and of later ones are hidden; what is at the checkpoint's stays.
+    purge = None if step is None else step + 1
+    return SummaryWriter(str(folder), purge_step=purge)  # type: ignore[no-untyped-call]
 
 
 class Pace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from maskdistill.data.augment import Crops, MultiCrop, normalize
-from maskdistill.data.loading import (
-    LoaderError,
-    deaths_explained,
-    derive_seed,
-)
+from maskdistill.data.loading import LoaderError, deaths_explained, derive_seed
 from maskdistill.data.shards import Shards
 from maskdistill.models import MaskedViT, MultiCropWrapper
 from maskdistill.training.agreement import Agreement
@@ -168,7 +164,7 @@ class Trainer:
             resume: go on from the newest whole checkpoint in ``out``, or from one that
                 `check_resumable` returned; the result is the uninterrupted run's.
             evaluate: called with the teacher's backbone, in all processes, at the end and every
-                ``evaluate_every`` steps; the main process's numbers are recorded.
+                ``evaluate_every`` steps; the main process's numbers are recorded, as floats.
             evaluate_every: steps between two evaluations; None evaluates at the end alone.
             progress_bar: show loss, images/s and the time left.
 
@@ -181,6 +177,7 @@ class Trainer:
             FileExistsError: ``out`` holds a run already and ``resume`` is False.
             BlockingIOError: another run is writing into ``out``.
             ValueError: no checkpoint is whole, or it belongs to other settings.
+            TypeError: ``evaluate`` returned something that is no number.
             ConnectionError: Weights & Biases was asked for and cannot begin.
         """
         out = Path(out)
@@ -191,11 +188,11 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             self.agreement.by_main(lambda: stack.enter_context(hold_folder(out)))
             found = self._start(out, resume)
-            keeper = stack.enter_context(
-                RunKeeper(
-                    out, config, processes, self.agreement, found, steps=total, show=progress_bar
-                )
-            )
+            keeper = RunKeeper(
+                out, config, processes, self.agreement, self.policy, found,
+                steps=total, show=progress_bar,
+            )  # fmt: skip
+            stack.enter_context(keeper)
             signals = stack.enter_context(SignalWatch(say=processes.is_main))
             batches = self._batches()
             try:
@@ -208,7 +205,7 @@ class Trainer:
                         evaluation = self.agreement.by_main(lambda: keeper.evaluation_at(self.step))
                         if evaluation is None:
                             with signals.interruptible(alone), keeper.pace.pause():
-                                evaluation = evaluate(self.teacher.backbone)
+                                evaluation = _as_floats(evaluate(self.teacher.backbone))
                             keeper.write_evaluation(self.step, evaluation)
                     if last:
                         break
@@ -377,6 +374,19 @@ class Trainer:
         found = find_checkpoint(Path(out), self.agreement)
         check_same(found.content, self._identity())
         return found
+
+
+def _as_floats(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return what an evaluation found as plain numbers: JSON has no other ones."""
+    plain = {}
+    for name, value in values.items():
+        try:
+            plain[name] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"evaluate must return numbers by name; {name!r} is {value!r}."
+            ) from error
+    return plain
 
 
 def _close(batches: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import types
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from maskdistill.training import NonFiniteLossError, Trainer
+from maskdistill.training import NonFiniteLossError, Trainer, TrainingInterrupted
+from maskdistill.training.checkpoint import latest_checkpoint
 from maskdistill.training.records import read_metrics
 from maskdistill.training.wandb_run import wandb_project
 
@@ -50,7 +52,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
     module.init, module.Error = init, RuntimeError  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.delenv("WANDB_PROJECT", raising=False)
     return begun
 
 
@@ -60,7 +61,8 @@ def fit(trainer: Trainer, out: Path, **how: Any) -> None:
 
 def test_it_gets_what_the_lines_get(build: Build, tmp_path: Path, runs: list[Run]) -> None:
     out = tmp_path / "mine"
-    fit(build(wandb="masks"), out, evaluate=lambda vit: {"score": 1.0}, evaluate_every=5)
+    trainer = build(wandb="masks")
+    fit(trainer, out, evaluate=lambda vit: {"score": 1.0}, evaluate_every=5)
     (run,) = runs
     assert run.lines == read_metrics(out / "metrics.jsonl")
     assert run.exit_code == 0
@@ -69,7 +71,59 @@ def test_it_gets_what_the_lines_get(build: Build, tmp_path: Path, runs: list[Run
     assert run.wanted["name"] == "mine"
     assert run.wanted["dir"] == str(out)
     assert run.wanted["config"]["out_dim"] == 32
+    assert run.wanted["config"]["policy_used"] == repr(trainer.policy)
     assert run.wanted["id"] is run.wanted["resume"] is None
+
+
+def broken(self: Run, *args: Any, **kwargs: Any) -> None:
+    raise RuntimeError("the service has died")
+
+
+def test_its_failure_ends_nothing(
+    build: Build, tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a line nor a checkpoint is lost, and it is said once."""
+    monkeypatch.setattr(Run, "log", broken)
+    monkeypatch.setattr(Run, "finish", broken)
+    with pytest.warns(UserWarning, match="failed .RuntimeError: the service has died") as said:
+        fit(build(wandb="masks"), tmp_path / "a", evaluate=lambda vit: {"score": 1.0})
+    assert len([each for each in said if "Weights & Biases" in str(each.message)]) == 1
+    assert [line["step"] for line in read_metrics(tmp_path / "a/metrics.jsonl")] == [
+        2, 4, 6, 8, 10, 12, 12
+    ]  # fmt: skip
+    assert latest_checkpoint(tmp_path / "a").step == 12
+
+
+def test_its_failure_hides_no_other(
+    build: Build, tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "finish", broken)
+
+    def crash(vit: Any) -> dict[str, float]:
+        raise LookupError("of the evaluation")
+
+    with (
+        pytest.warns(UserWarning, match="the service has died"),
+        pytest.raises(LookupError, match="of the evaluation"),
+    ):
+        fit(build(wandb="masks"), tmp_path, evaluate=crash)
+
+
+def test_a_run_that_is_stopped_has_not_failed(
+    build: Build, tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on another time; one that has crashed has."""
+    real = Trainer._run_step
+
+    def stopped(self: Trainer, *args: Any) -> Any:
+        if self.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *args)
+
+    monkeypatch.setattr(Trainer, "_run_step", stopped)
+    with pytest.raises(TrainingInterrupted):
+        fit(build(wandb="masks"), tmp_path)
+    assert runs[0].exit_code == 0
 
 
 def test_a_resumed_run_goes_on_with_its_own(
