@@ -83,14 +83,17 @@ def training_plots(results: Results) -> list[Plot]:
     accuracy = {p: [_with_start(run) for run in results.of(p)] for p in policies}
     pixels = [run.summary["knn_raw_pixels"] for run in results.done]
     floors = {"raw pixels": sum(pixels) / len(pixels)}
-    losses = {p: [list(run.metrics) for run in results.of(p)] for p in policies}
-    return [
-        plot_twice(
-            lambda: plot_training_bands(accuracy, "knn", floors=floors, order=order),
-            "20-NN accuracy over training",
-        ),
-        plot_twice(lambda: plot_training_bands(losses, "loss", order=order), "Loss over training"),
-    ]
+    losses: dict[str, list[Any]] = {}
+    for policy in policies:  # a run of very few steps, or of no finite loss, has no line of it
+        there = [list(r.metrics) for r in results.of(policy) if any("loss" in m for m in r.metrics)]
+        if there:
+            losses[policy] = there
+    draw = partial(plot_training_bands, accuracy, "knn", floors=floors, order=order)
+    plots = [plot_twice(draw, "20-NN accuracy over training")]
+    if losses:
+        draw = partial(plot_training_bands, losses, "loss", order=order)
+        plots.append(plot_twice(draw, "Loss over training"))
+    return plots
 
 
 def robustness_plots(results: Results) -> list[Plot]:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from maskdistill.plotting.pixels import Look
 from maskdistill.plotting.sheet import Scale, Sheet, brightest, check_sheet
-from maskdistill.plotting.style import PAGE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,16 +42,13 @@ def plot_attention(
     """
     check_sheet(images, maps, grid, masks, style, scale)
     means = {title: attention.float().mean(dim=1) for title, attention in maps.items()}
-    count = len(images)
-    sheet = Sheet(len(maps) + 1, count, images, min(0.95, PAGE / count))
-    for column in range(count):
+    sheet = Sheet(len(maps) + 1, len(images), images, titles=["image", *maps])
+    for column in range(len(images)):
         mask = None if masks is None else masks[column]
         sheet.image(0, column, column, mask)
         values = [mean[column] for mean in means.values()]
         for row, tops in enumerate(brightest(values, means.values(), scale)):
             sheet.attention(row + 1, column, column, values[row], grid, style, tops, mask)
-    for row, title in enumerate(["image", *maps]):
-        sheet.row(row, title)
     return sheet.finish("attention averaged over heads", scale, masks)
 
 
@@ -89,17 +85,14 @@ def plot_attention_heads(
         raise ValueError(f"titles must be one per image, {len(images)}; got {len(titles)}.")
     heads = attention.shape[1]
     values = attention.float()
-    sheet = Sheet(len(images), heads + 2, images, min(0.95, PAGE / (heads + 2)))
+    sheet = Sheet(len(images), heads + 2, images, titles=titles)
     for row in range(len(images)):
         mask = None if masks is None else masks[row]
         sheet.image(row, 0, row, mask)
         shown = [*values[row], values[row].mean(dim=0)]
         for column, top in enumerate(brightest(shown, [values], scale)):
             sheet.attention(row, column + 1, row, shown[column], grid, style, top, mask)
-        if titles is not None:
-            sheet.row(row, titles[row])
-    for column, title in enumerate(["image", *(f"head {i + 1}" for i in range(heads)), "mean"]):
-        sheet.column(column, title)
+    sheet.titles(["image", *(f"head {i + 1}" for i in range(heads)), "mean"], "head")
     return sheet.finish("class-token attention", scale, masks)
 
 
@@ -137,15 +130,14 @@ def plot_attention_strip(
         images, {f"step {step}": attention[step] for step in steps}, grid, masks, style, scale
     )
     means = [attention[step].float().mean(dim=1) for step in steps]
-    sheet = Sheet(len(images), len(steps) + 1, images, min(0.95, PAGE / (len(steps) + 1)))
+    sheet = Sheet(len(images), len(steps) + 1, images)
     for row in range(len(images)):
         mask = None if masks is None else masks[row]
         sheet.image(row, 0, row, mask)
         values = [mean[row] for mean in means]
         for column, top in enumerate(brightest(values, means, scale)):
             sheet.attention(row, column + 1, row, values[column], grid, style, top, mask)
-    for column, title in enumerate(["image", *(f"step {step:,}" for step in steps)]):
-        sheet.column(column, title)
+    sheet.titles(["image", *(f"step {step:,}" for step in steps)], "step")
     return sheet.finish("attention averaged over heads", scale, masks)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from maskdistill.plotting.style import (
     GREEN,
+    ORANGE,
+    PURPLE,
     VERMILION,
     accent,
     grey,
     legend_above,
+    legend_rows,
     new_figure,
     plain,
 )
@@ -29,15 +33,18 @@ def plot_curves(
     >>> plot_curves(read_metrics(run / "metrics.jsonl")).savefig("curves.pdf")  # doctest: +SKIP
 
     Args:
-        metrics: lines of ``metrics.jsonl``, each with ``step`` and any numbers.
+        metrics: lines of ``metrics.jsonl``, each with ``step`` and any numbers; a line without a
+            number, or with None, has no point of it.
         floors: names and k-NN accuracies to beat, such as the random initialisation's.
         uniform_loss: ln(out_dim), where the loss ends on collapse.
     """
-    figure = new_figure(6.9, 2.3)
+    floors = {name: float(value) for name, value in (floors or {}).items()}
+    rows = legend_rows(["teacher", *floors], 2.0)
+    figure = new_figure(6.9, 2.3 + 0.13 * max(0, rows - 2))
     loss, knn, spread = figure.subplots(1, 3)
 
     def series(name: str) -> tuple[list[float], list[float]]:
-        lines = [line for line in metrics if name in line]
+        lines = [line for line in metrics if line.get(name) is not None]
         return [line["step"] for line in lines], [line[name] for line in lines]
 
     few = "o" if len(series("loss")[0]) < 3 else None  # a line of one point shows nothing
@@ -58,10 +65,13 @@ def plot_curves(
             steps, percent, color=accent(), linewidth=1.2, marker="o", markersize=3
         )[0]
     }
-    for dashes, (name, floor) in zip(("--", ":", "-."), (floors or {}).items(), strict=False):
-        line = knn.axhline(100 * floor, color=VERMILION, linewidth=0.9, linestyle=dashes)
-        accuracies[name] = line
-    knn.set_ylim(0, 1.1 * max([*percent, *(100 * f for f in (floors or {}).values()), 1.0]))
+    for number, (name, floor) in enumerate(floors.items()):
+        accuracies[name] = knn.axhline(
+            100 * floor, linewidth=0.9, color=(VERMILION, PURPLE, ORANGE)[number // 3 % 3],
+            linestyle=("--", ":", "-.")[number % 3],
+        )  # fmt: skip
+    shown = [y for y in (*percent, *(100 * f for f in floors.values())) if math.isfinite(y)]
+    knn.set_ylim(0, 1.1 * max([*shown, 1.0]))
     knn.set_ylabel("20-NN accuracy (%)")
     spread.plot(*series("feature_spread"), color=accent(), **look)
     spread.set_ylim(0, 1.02)

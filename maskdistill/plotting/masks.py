@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from maskdistill.plotting.style import (
     BLUE,
     DPI,
     ORANGE,
+    PAGE,
     accent,
     bare,
     grey,
+    inches,
     ink,
     new_figure,
     wrapped,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 _PANEL = 0.82
 """Inches of a view's side."""
+_WHOLE = 2.3
+"""Views' sides that the whole image is wide."""
 
 
 def plot_view_masks(
@@ -48,7 +52,8 @@ def plot_view_masks(
     >>> figure.savefig("masks.png")  # doctest: +SKIP
 
     Hidden patches are striped. With boxes the whole image shows where each crop lies: global ones
-    with a blue line, local ones with an orange dashed one, and their numbers.
+    with a blue line, local ones with an orange dashed one, and their numbers. More views than a
+    page is wide, six, take several rows per role.
 
     Args:
         image: ``(3, H, W)`` uint8, the whole image.
@@ -60,43 +65,67 @@ def plot_view_masks(
             width and height, as ``MultiCrop`` gives them.
 
     Raises:
-        ValueError: boxes of another shape, a mask or crop that does not fit the patches.
+        ValueError: crops or masks of no or several images, boxes of another shape, a mask or crop
+            that does not fit the patches.
     """
+    _check_one_image(crops, masks)
     if boxes is not None and tuple(boxes.shape) != (1, len(crops), 4):
         raise ValueError(
             f"boxes must be (1, V, 4) = (1, {len(crops)}, 4), one per crop; got "
             f"{tuple(boxes.shape)}."
         )
-    width = _PANEL * (len(crops) + 2.3)
+    lines = -(-len(crops) // int(PAGE / _PANEL - _WHOLE))
+    columns = -(-len(crops) // lines)
+    width = _PANEL * (columns + _WHOLE)
     said = wrapped(_short(policy), width, 8)
-    figure = new_figure(width, 2 * _PANEL + 0.62 + 0.14 * said.count("\n"))
-    places = figure.add_gridspec(2, len(crops) + 1, width_ratios=[2.3, *[1] * len(crops)])
+    height = 2 * _PANEL + 0.62 + (lines - 1) * (2 * _PANEL + 0.68)
+    figure = new_figure(width, height + 0.14 * said.count("\n"))
+    places = figure.add_gridspec(2 * lines, columns + 1, width_ratios=[_WHOLE, *[1] * columns])
     whole = bare(figure.add_subplot(places[:, 0]))
-    whole.imshow(_sharp(image, None, (1, 1), 2.3))
+    whole.imshow(_sharp(image, None, (1, 1), _WHOLE))
     whole.set_title("image" if boxes is None else "image and its crops", fontsize=7.5, pad=3)
     if boxes is not None:
         _outline_crops(whole, boxes[0], policy.global_crops)
     for row, (role, views) in enumerate([("student", masks.student), ("teacher", masks.teacher)]):
         for view, crop in enumerate(crops):
-            axis = bare(figure.add_subplot(places[row, view + 1]))
+            line, column = divmod(view, columns)
+            axis = bare(figure.add_subplot(places[row * lines + line, column + 1]))
             axis.set_box_aspect(1)
-            if view == 0:
+            if column == 0:
                 axis.set_ylabel(f"{role} sees", fontsize=7.5, labelpad=3)
-            if row == 0:
+            if row == 0 or lines > 1:
                 axis.set_title(_view_name(view, policy.global_crops), fontsize=7.5, pad=3)
-            if view >= len(views):
-                axis.text(
-                    0.5, 0.5, "not seen", ha="center", va="center", fontsize=7, color=grey(),
-                    transform=axis.transAxes,
-                )  # fmt: skip
-                continue
-            mask = views[view]
-            grid = (crop.shape[2] // patch_size, crop.shape[3] // patch_size)
-            axis.imshow(_sharp(crop[0], None if mask is None else mask[0], grid, 1))
-            share = "clean" if mask is None else f"{float(mask.float().mean()):.0%} hidden"
-            axis.set_xlabel(share, fontsize=7, labelpad=2, color=grey() if mask is None else ink())
+            _view(axis, crop[0], views[view] if view < len(views) else "not seen", patch_size)
     figure.suptitle(said, fontsize=8)
     return figure
+
+
+def _check_one_image(crops: Sequence[Tensor], masks: ViewMasks) -> None:
+    if not crops:
+        raise ValueError("crops must have at least one view; got none.")
+    for view, crop in enumerate(crops):
+        if crop.ndim != 4 or tuple(crop.shape[:2]) != (1, 3):
+            raise ValueError(
+                f"crops must be (1, 3, h, w), the views of one image; got {tuple(crop.shape)} for "
+                f"view {view}. Of several images, give crop[i:i + 1] and the masks of the same."
+            )
+    for mask in (*masks.student, *masks.teacher):
+        if mask is not None and len(mask) != 1:
+            raise ValueError(f"masks must be those of one image; got {tuple(mask.shape)}.")
+
+
+def _view(axis: Any, crop: Tensor, mask: Tensor | Literal["not seen"] | None, patch: int) -> None:
+    """Draw what a role sees of a view."""
+    if isinstance(mask, str):
+        axis.text(
+            0.5, 0.5, mask, ha="center", va="center", fontsize=7, color=grey(),
+            transform=axis.transAxes,
+        )  # fmt: skip
+        return
+    grid = (crop.shape[1] // patch, crop.shape[2] // patch)
+    axis.imshow(_sharp(crop, None if mask is None else mask[0], grid, 1))
+    share = "clean" if mask is None else f"{float(mask.float().mean()):.0%} hidden"
+    axis.set_xlabel(share, fontsize=7, labelpad=2, color=grey() if mask is None else ink())
 
 
 def _sharp(image: Tensor, mask: Tensor | None, grid: tuple[int, int], panels: float) -> Any:
@@ -171,8 +200,13 @@ def plot_masker(
             the samples take turns over them.
 
     Raises:
-        ValueError: pictures or a progress of another number or shape.
+        ValueError: pictures or a progress of another number or shape, no samples.
     """
+    if samples < 1 or batch < 1:
+        raise ValueError(
+            f"samples and batch must be at least 1 draw; got samples={samples!r} and "
+            f"batch={batch!r}."
+        )
     count = 0 if pictures is None else len(pictures)
     if count not in (0, 1, 4):
         raise ValueError(f"pictures must be 1 or 4 images, or None; got {count}.")
@@ -211,6 +245,9 @@ def plot_masker(
     return sheet.figure
 
 
+_CHANCE = "P(hidden) of each patch"
+
+
 class _Sheet:
     """The page of ``plot_masker``, laid out in whole pixels so that patches are equally large."""
 
@@ -219,13 +256,18 @@ class _Sheet:
         self.gap, self.head, self.margin = 16, 34, 12
         patch = max(196 // max(grid), 1)
         self.cell = (patch * grid[0], patch * grid[1])
+        # Cells narrower than their titles stand in columns as wide as those.
+        self.column = max(self.cell[1], int(DPI * inches("100% hidden", 8)))
         patch = max(308 // max(grid), 1)
         self.map = (patch * grid[0], patch * grid[1])
-        self.width = 2 * self.margin + max(4 * self.cell[1] + 3 * self.gap, 560)
+        self.title = int(DPI * inches(_CHANCE, 9)) + 1
+        # Beside the map are its bar, 24 pixels wide, and the bar's numbers; the title spans both.
+        self.beside = max(self.map[1], self.title - self.gap - 24 - 40) + self.gap + 24 + 96
+        histogram = int(DPI * inches("share hidden, 5,000 draws", 9)) + 14
+        self.width = 2 * self.margin + max(4 * self.column + 3 * self.gap, self.beside + histogram)
         self.below = self.margin + 2 * (self.cell[0] + self.head) + self.gap + self.head
         self.height = self.below + max(self.map[0], 240) + self.margin
-        self.figure = new_figure(self.width / DPI, self.height / DPI)
-        self.figure.set_layout_engine("none")
+        self.figure = new_figure(self.width / DPI, self.height / DPI, "none")
 
     def _axis(self, left: int, top: int, width: int, height: int) -> Any:
         """Return an axis at a place in pixels from the upper left corner."""
@@ -236,10 +278,11 @@ class _Sheet:
 
     def _cell(self, place: int, title: str) -> Any:
         (height, width), (row, column) = self.cell, divmod(place, 4)
-        left = self.margin + column * (width + self.gap)
+        left = self.margin + column * (self.column + self.gap) + (self.column - width) // 2
         top = self.margin + self.head + row * (height + self.head)
         axis = bare(self._axis(left, top, width, height))
-        axis.set_title(title, fontsize=8, pad=3)
+        room = (self.column + self.gap) / DPI - 0.04
+        axis.set_title(title, fontsize=8 * min(1, room / inches(title, 8)), pad=3)
         return axis
 
     def panel(self, place: int, picture: Tensor | None, mask: Tensor | None, title: str) -> None:
@@ -259,19 +302,23 @@ class _Sheet:
         """Draw how often each patch is hidden, with its colour bar."""
         height, width = self.map
         axis = bare(self._axis(self.margin, self.below, width, height))
-        axis.set_title("P(hidden) of each patch", fontsize=9, pad=4)
+        spans = self.title > width + 4  # the title is over the bar too
+        axis.set_title(_CHANCE, fontsize=9, pad=4, loc="left" if spans else "center")
         values = rearrange(chance, "(h w) -> h w", h=self.grid[0]).numpy()
         drawn = axis.imshow(
             values, cmap="viridis", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
         )
-        bar = self._axis(self.margin + width + self.gap, self.below, 24, height)
-        self.figure.colorbar(drawn, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1])
+        bar = self._axis(self.margin + width + self.gap, self.below, 24, max(height, 60))
+        every = 1 if height >= 130 else 2 if height >= 80 else 4  # numbers that there is room for
+        self.figure.colorbar(drawn, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1][::every])
         bar.tick_params(labelsize=8, length=2, pad=2)
-        bar.set_yticklabels(["0", ".25", ".5", ".75", "1"])
+        bar.set_yticklabels(["0", ".25", ".5", ".75", "1"][::every])
+        if spans:
+            bar.get_yticklabels()[-1].set_va("top")
 
     def histogram(self, share: Tensor) -> None:
         """Draw how much of an image is hidden, over all samples."""
-        left = self.margin + self.map[1] + self.gap + 24 + 96
+        left = self.margin + self.beside
         axis = self._axis(
             left, self.below, self.width - left - self.margin - 14, max(self.map[0], 240) - 112
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from torch import Tensor
 
@@ -16,7 +16,16 @@ from maskdistill.plotting.pixels import (
     masked_pixels,
     outlined_pixels,
 )
-from maskdistill.plotting.style import DPI, bare, caption, new_figure
+from maskdistill.plotting.style import (
+    DPI,
+    PAGE,
+    bare,
+    caption,
+    fits,
+    fitted,
+    inches,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,19 +81,104 @@ def check_sheet(
         )
 
 
-class Sheet:
-    """Rows and columns of equally large pictures."""
+_GAP = 0.03
+"""Inches between panels, and around all."""
+_ACROSS = [0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.5]
+"""Inches that a column of titles may be wide."""
 
-    def __init__(self, rows: int, columns: int, images: Tensor, panel: float) -> None:
-        self.images = images
-        height = panel * images.shape[2] / images.shape[3]
-        self.pixels = int(2 * panel * DPI)
-        self.figure = new_figure(panel * columns + 0.25, height * rows + 0.2)
-        layout: Any = self.figure.get_layout_engine()
-        layout.set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
+
+class Labels(NamedTuple):
+    """What is written beside the rows of a sheet.
+
+    Attributes:
+        lines: of each row.
+        size: of its letters, in points.
+        upright: written upwards, along the panel's height; else in a column of its own.
+        width: inches that it takes.
+    """
+
+    lines: tuple[str, ...] = ()
+    size: float = 7.5
+    upright: bool = True
+    width: float = 0.0
+
+
+def row_labels(titles: Sequence[str], height: float) -> Labels:
+    """Return the titles of rows so high in inches that none is longer than its row is high.
+
+    They are written upwards in up to three lines where that breaks no word, and else across.
+    """
+    if not titles:
+        return Labels()
+    for size in (7.5, 7.0, 6.5, 6.0):
+        lines = tuple(fitted(title, height, size) for title in titles)
+        most = max(line.count("\n") + 1 for line in lines)
+        if most <= 3 and all(fits(title, height, size) for title in titles):
+            return Labels(lines, size, True, 0.1 + most * _line_height(size))
+    broken = {width: tuple(fitted(title, width, size) for title in titles) for width in _ACROSS}
+    low = [
+        width
+        for width, lines in broken.items()
+        if all((line.count("\n") + 1) * _line_height(size) <= height for line in lines)
+    ]
+    whole = [width for width in low if all(fits(title, width, size) for title in titles)]
+    lines = broken[(whole or low or _ACROSS[-1:])[0]]
+    kept = max(1, int(height / _line_height(size)))
+    lines = tuple(_cut(line.split("\n"), kept) for line in lines)
+    widest = max(inches(part, size) for line in lines for part in line.split("\n"))
+    return Labels(lines, size, False, 0.1 + widest)
+
+
+def _line_height(size: float) -> float:
+    return 1.25 * size / 72
+
+
+def _cut(lines: Sequence[str], kept: int) -> str:
+    """Return the first lines, and a sign where some are left out."""
+    return "\n".join(lines) if len(lines) <= kept else "\n".join(lines[:kept])[:-1] + "…"
+
+
+class Sheet:
+    """Rows and columns of equally large pictures, at most as wide as a page.
+
+    Args:
+        rows, columns: of pictures.
+        images: ``(B, 3, H, W)`` uint8.
+        panel: inches of a picture's width at most.
+        titles: of the rows, written beside them.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        images: Tensor,
+        panel: float = 0.95,
+        titles: Sequence[str] | None = None,
+    ) -> None:
+        self.images, self.said, self.labels = images, "", Labels()
+        self.rows, self.columns, self.above = rows, columns, _GAP
+        shape = images.shape[2] / images.shape[3]
+        for _ in range(2):  # wide labels leave less to the pictures, which leave less to the labels
+            self.panel = self._width_left(panel)
+            self.labels = row_labels(titles or (), self.panel * shape - 0.03)
+        self.panel = self._width_left(panel)
+        self.height = self.panel * shape
+        self.pixels = int(2 * self.panel * DPI)
+        self.figure = new_figure(PAGE, PAGE, "none")  # `finish` knows all sizes
         self.axes = self.figure.subplots(rows, columns, squeeze=False)
         for axis in self.axes.flat:
             bare(axis)
+        for row, line in enumerate(self.labels.lines):
+            look: Any = {"fontsize": self.labels.size, "labelpad": 3}
+            if not self.labels.upright:
+                look |= {"rotation": 0, "ha": "right", "va": "center"}
+            self.axes[row][0].set_ylabel(line, **look)
+
+    def _width_left(self, most: float) -> float:
+        """Return the width of a panel that all fit on a page with."""
+        left = PAGE - self.labels.width - _GAP * (self.columns + 1)
+        return min(most, left / self.columns)
 
     def _show(self, row: int, column: int, pixels: Pixels) -> None:
         """Draw pixels in a place, instead of those that are there."""
@@ -118,18 +212,32 @@ class Sheet:
         )  # fmt: skip
         self._show(row, column, pixels)
 
-    def row(self, row: int, title: str) -> None:
-        """Write beside a row."""
-        self.axes[row][0].set_ylabel(title, fontsize=7.5, labelpad=3)
-
-    def column(self, column: int, title: str) -> None:
-        """Write above a column."""
-        if not column:
-            self.figure.set_figheight(self.figure.get_figheight() + 0.16)
-        self.axes[0][column].set_title(title, fontsize=7, pad=3)
+    def titles(self, titles: Sequence[str], word: str = "") -> None:
+        """Write above the columns; a word that begins several is left out where it takes much."""
+        room = self.panel - 0.04
+        if word and max(inches(title, 7) for title in titles) > room:
+            titles = [title.removeprefix(f"{word} ") for title in titles]
+            self.said = f"numbers: {word}s; "
+        sizes = [s for s in (7, 6.5, 6, 5.5) if max(inches(t, s) for t in titles) <= room + 0.06]
+        widest = max(inches(title, 6) for title in titles)
+        self.above = 0.17 if sizes else 0.1 + widest
+        for axis, title in zip(self.axes[0], titles, strict=True):
+            axis.set_title(
+                title, fontsize=sizes[0] if sizes else 6, pad=3, rotation=0 if sizes else 90
+            )
 
     def finish(self, said: str, scale: Scale, masks: Tensor | None) -> Figure:
-        """Write the caption."""
+        """Give all its place, and write the caption."""
         outline = "" if masks is None else "; blue outline: object mask"
-        caption(self.figure, f"{said}, {_SCALED[scale]}{outline}")
+        left = self.labels.width + _GAP
+        width = min(PAGE, left + self.columns * (self.panel + _GAP))
+        self.figure.set_figwidth(width)
+        caption(self.figure, f"{self.said}{said}, {_SCALED[scale]}{outline}")
+        below = 0.18 + 0.11 * self.figure.get_supxlabel().count("\n")
+        height = self.above + self.rows * (self.height + _GAP) - _GAP + below
+        self.figure.set_figheight(height)
+        self.figure.subplots_adjust(
+            left=left / width, right=1 - _GAP / width, bottom=below / height,
+            top=1 - self.above / height, wspace=_GAP / self.panel, hspace=_GAP / self.height,
+        )  # fmt: skip
         return self.figure

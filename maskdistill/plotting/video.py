@@ -96,7 +96,7 @@ def _frames(
     )
     means = [attention[step].float().mean(dim=1) for step in steps]
     sheet = Sheet(len(images), 2, images, 1.1)
-    sheet.column(0, "image")
+    sheet.titles(["image", f"step {steps[-1]:,}"])
     sheet.finish("attention averaged over heads", scale, masks)
     frames = []
     for step, mean in zip(steps, means, strict=True):
@@ -107,7 +107,6 @@ def _frames(
             sheet.attention(row, 1, row, mean[row], grid, look, top, mask)
         sheet.axes[0][1].set_title(f"step {step:,}", fontsize=7, pad=3)
         frames.append(_drawn(sheet.figure))
-        sheet.figure.set_layout_engine("none")  # the places stay as they are in the first frame
     return frames
 
 

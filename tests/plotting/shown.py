@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib.text
 import numpy as np
 import torch
 from torch import Tensor
@@ -70,3 +71,31 @@ def luminance(colour: Any) -> float:
 def contrast(one: Any, other: Any) -> float:
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def overlapping(figure: Any, texts: Any) -> list[tuple[str, str]]:
+    """Return the pairs of texts that cover each other, by a pixel at least."""
+    figure.canvas.draw()
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text()]
+    found = []
+    for i, (one, a) in enumerate(boxes):
+        for other, b in boxes[:i]:
+            wide = min(a.x1, b.x1) - max(a.x0, b.x0)
+            high = min(a.y1, b.y1) - max(a.y0, b.y0)
+            if wide > 1 and high > 1:
+                found.append((one, other))
+    return found
+
+
+def beyond(figure: Any) -> list[str]:
+    """Return the texts that the figure's edge cuts."""
+    figure.canvas.draw()
+    right, top = figure.bbox.width + 2, figure.bbox.height + 2
+    cut = []
+    for text in figure.findobj(matplotlib.text.Text):
+        box = text.get_window_extent()
+        if text.get_text().strip() and text.get_visible() and not (
+            box.x0 > -2 and box.y0 > -2 and box.x1 < right and box.y1 < top
+        ):  # fmt: skip
+            cut.append(text.get_text())
+    return cut
