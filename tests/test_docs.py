@@ -5,8 +5,8 @@ Blocks fenced as ``python`` run, in order, in one namespace per page and in an e
 
 These fences do not run: ``console`` starts whole training runs, needs data that is not here, or
 installs; ``diff`` is a change to a block that does run, and is checked against it; ``text`` is
-output or a layout on disk; ``toml`` is read by tests/comparing; ``py`` is a line to be put into one of the library's own files, or needs
-several processes.
+output or a layout on disk; ``toml`` is read by tests/comparing; ``py`` is a line to be put into
+one of the library's own files, or needs several processes.
 """
 
 from __future__ import annotations
