@@ -71,11 +71,11 @@ def compare(
 
 
 def _plan(study: Study, out: Path) -> int:
-    from maskdistill.comparing.cells import check_unchanged, folder_of, orders
-    from maskdistill.comparing.one_run import data_identity, is_done
+    from maskdistill.comparing.cells import check_unchanged, data_identity, folder_of, orders
+    from maskdistill.comparing.one_run import is_done
     from maskdistill.views import ViewPolicy
 
-    images = data_identity(study.config(study.cells()[0].policy, study.cells()[0].seed))
+    images = data_identity(study)
     check_unchanged(study, out, images)
     for name in study.policies:
         print(f"{name}\n{ViewPolicy.__str__(study.policy(name))}\n")

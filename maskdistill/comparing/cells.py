@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from maskdistill.comparing.one_run import Order, read_json
 from maskdistill.comparing.study import Cell, Study
+from maskdistill.job_images import open_images
 from maskdistill.training.checkpoint import checkpoint_files
 
 RUNS = "runs"
@@ -41,6 +45,23 @@ def orders(study: Study, images: str = "") -> dict[Cell, Order]:
         )
         for cell in study.cells()
     }
+
+
+def data_identity(study: Study) -> str:
+    """Return what tells a study's images from others, wherever they lie: their classes, in order.
+
+    Raises:
+        ValueError: data that cannot be read.
+        OSError: a file that is not there.
+    """
+    if not study.real:
+        return ""  # the scenes are all in the settings
+    cell = study.cells()[0]
+    images, _ = open_images(study.config(cell.policy, cell.seed))
+    hashed = hashlib.sha256()
+    for labels in (images.train_labels, images.val_labels):
+        hashed.update(f"{len(labels)} ".encode() + np.asarray(labels, dtype="<i8").tobytes())
+    return hashed.hexdigest()[:16]
 
 
 def check_unchanged(study: Study, out: Path, images: str | None = None) -> None:

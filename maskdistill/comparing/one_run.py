@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import pickle
@@ -16,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from maskdistill.comparing.study_files import load_study_module
 from maskdistill.evaluation import load_backbone
@@ -44,7 +41,7 @@ class Order:
         policy: that it trains under.
         groups: of measures to take of the backbone.
         random_weights: measure the weights that the run begins with as well.
-        images: what tells the data from others (`data_identity`).
+        images: what tells the data from others (`cells.data_identity`).
     """
 
     config: JobConfig
@@ -83,22 +80,6 @@ def carry_out(order: Order) -> None:
             found["random"] = measure(start, images, config.image_size, **options).to_json()
         content = {"protocol": order.protocol(), **found}
         write_durably(json.dumps(content, indent=1) + "\n", config.out / MEASURED)
-
-
-def data_identity(config: JobConfig) -> str:
-    """Return what tells a run's images from others, wherever they lie: their classes, in order.
-
-    Raises:
-        ValueError: data that cannot be read.
-        OSError: a file that is not there.
-    """
-    if config.data is None and config.shards is None:
-        return ""  # the scenes are all in the settings
-    images, _ = open_images(config)
-    hashed = hashlib.sha256()
-    for labels in (images.train_labels, images.val_labels):
-        hashed.update(f"{len(labels)} ".encode() + np.asarray(labels, dtype="<i8").tobytes())
-    return hashed.hexdigest()[:16]
 
 
 def is_done(out: Path, order: Order) -> bool:
@@ -175,14 +156,6 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def limit_threads(threads: int, environment: dict[str, str] | None = None) -> dict[str, str]:
-    """Return an environment in which a process computes with so many CPU threads."""
-    found = dict(os.environ if environment is None else environment)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        found.setdefault(name, str(threads))  # the user's own choice holds
-    return found
 
 
 def with_folder(order: Order, out: Path, device: str) -> Order:

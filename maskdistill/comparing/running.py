@@ -19,12 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from maskdistill.comparing.cells import CELL, check_unchanged, folder_of, identity, orders
+from maskdistill.comparing.cells import (
+    CELL,
+    check_unchanged,
+    data_identity,
+    folder_of,
+    identity,
+    orders,
+)
 from maskdistill.comparing.one_run import (
     Order,
-    data_identity,
     is_done,
-    limit_threads,
     with_folder,
 )
 from maskdistill.comparing.study import Cell, Study
@@ -140,7 +145,7 @@ class _Grid:
                 # A session of its own: Ctrl-C reaches it once, through stop().
                 process = subprocess.Popen(
                     worker_command(self.study_file), stdin=subprocess.PIPE, stdout=log, stderr=log,
-                    env=limit_threads(self.threads), start_new_session=True,
+                    env=_environment(self.threads), start_new_session=True,
                 )  # fmt: skip
                 self.running[cell] = process
             with contextlib.suppress(BrokenPipeError):  # it died at once; its log says why
@@ -171,6 +176,12 @@ class _Grid:
         with self.lock:
             for process in self.running.values():
                 process.kill()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Return this process's environment with so many CPU threads, where the user chose none."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return {**dict.fromkeys(names, str(threads)), **os.environ}
 
 
 def worker_command(study_file: Path | None) -> list[str]:
@@ -207,7 +218,7 @@ def run_grid(
         StudyInterrupted: SIGINT, SIGTERM, SIGUSR1 or SIGHUP came, and the runs are saved; a second
             SIGINT ends them unsaved.
     """
-    images = data_identity(study.config(*dataclasses.astuple(study.cells()[0])))
+    images = data_identity(study)
     check_unchanged(study, out, images)
     wanted = orders(study, images)
     _check_pickled(wanted)
