@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from maskdistill.models.support import ModelSupport, family_of, support_of, transformer_names
+from maskdistill.models.backbones import ModelSupport, family_of, support_of, transformer_names
 
 PAGE = Path(__file__).parent / "models.md"
 MARKS = ("<!-- families -->", "<!-- models -->")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import maskdistill as md
 from maskdistill.data import normalize
 from maskdistill.evaluation import evaluating
-from maskdistill.judge import Judge
+from maskdistill.evaluation.judge import Judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -42,7 +42,7 @@ from maskdistill.data import (
     normalize,
     open_data,
 )
-from maskdistill.judge import JobImages, Judge
+from maskdistill.evaluation.judge import JobImages, Judge
 from maskdistill.training import NonFiniteLossError
 
 CURRICULA = {

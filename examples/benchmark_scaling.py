@@ -33,9 +33,9 @@ from torch import Tensor
 
 import maskdistill as md
 from maskdistill.training import TrainingConfig, TrainState, train_step
-from maskdistill.training.build import build_state
 from maskdistill.training.distributed import Processes, start_processes
 from maskdistill.training.step import StepSettings
+from maskdistill.training.trainer import build_state
 
 BUCKET = 25e6
 """Bytes that DDP sends at a time."""

@@ -37,8 +37,8 @@ from tqdm import tqdm
 
 import maskdistill as md
 from maskdistill.training import StepSettings, TrainingConfig, train_step
-from maskdistill.training.build import build_state
 from maskdistill.training.distributed import Processes
+from maskdistill.training.trainer import build_state
 
 COMMIT = "7c446df5b9f45747937fb0d72314eb9f7b66930a"
 

@@ -32,9 +32,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from maskdistill.data import MultiCrop, Scenes, normalize
-from maskdistill.data.draws import image_keys
-from maskdistill.data.loading import CropDataset
-from maskdistill.data.resident import ResidentImages
+from maskdistill.data.crops import image_keys
+from maskdistill.data.loading import CropDataset, ResidentImages
 
 CLONE = "git clone --depth 1 https://github.com/facebookresearch/dino DINO"
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 
 from maskdistill.commands.train import train
-from maskdistill.job_config import MINI_IMAGENET, SCENES
+from maskdistill.training.job import MINI_IMAGENET, SCENES
 
 if __name__ == "__main__":
     sys.exit(train(SCENES, MINI_IMAGENET))

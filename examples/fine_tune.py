@@ -45,12 +45,12 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from maskdistill.data import Scenes, derive_seed, open_data, resize_for_evaluation
-from maskdistill.data.augment import MEAN, STD
-from maskdistill.data.gathering import cores
+from maskdistill.data.crops import MEAN, STD
+from maskdistill.data.loading import cores
+from maskdistill.data.writing import write_durably
 from maskdistill.evaluation import load_backbone, reinitialised
-from maskdistill.models.create import build_on_meta
-from maskdistill.models.sizes import SIZE_ARGUMENTS
-from maskdistill.training.checkpoint import write_durably
+from maskdistill.models.backbones import build_on_meta
+from maskdistill.models.probing import SIZE_ARGUMENTS
 from maskdistill.training.distributed import start_processes
 
 Labelled = Dataset[tuple[Image.Image, int]]

@@ -38,16 +38,16 @@ from maskdistill.data import (
     open_data,
 )
 from maskdistill.evaluation import extract_features, knn_accuracy
-from maskdistill.health import feature_spread
+from maskdistill.evaluation.health import feature_spread
 from maskdistill.models import create_backbone
 from maskdistill.training import make_teacher
-from maskdistill.training.optimizer import (
+from maskdistill.training.config import cosine_with_warmup
+from maskdistill.training.step import (
     clip_gradients,
     freeze_gradients,
     parameter_groups,
     update_average,
 )
-from maskdistill.training.schedules import cosine_with_warmup
 
 
 class MaskedDINO(lightning.LightningModule):  # type: ignore[misc]

@@ -1,7 +1,6 @@
 """Composable masking strategies for self-distillation of Vision Transformers."""
 
 from maskdistill import presets
-from maskdistill.applying import mask_pixels
 from maskdistill.collating import MaskCollate, collated_masks
 from maskdistill.masking import (
     AttentionGuidedMasker,
@@ -43,8 +42,9 @@ from maskdistill.models import (
     load_weights,
     supported_models,
 )
+from maskdistill.models.tokens import mask_pixels
 from maskdistill.objectives import DINOHead, DINOLoss
-from maskdistill.views import AsymmetricMaskPolicy, ViewMasks, ViewPolicy
+from maskdistill.policies import AsymmetricMaskPolicy, ViewMasks, ViewPolicy
 
 __version__ = "0.1.0"
 

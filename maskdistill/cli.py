@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        from maskdistill.data.damage import DamagedDataError
+        from maskdistill.data.sources import DamagedDataError
 
         if not isinstance(error, DamagedDataError):
             raise

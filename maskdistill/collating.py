@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from maskdistill.drawing import OF_EVERY_VIEW
-from maskdistill.views import PatchSize, ViewMasks, ViewPolicy
+from maskdistill.policies import OF_EVERY_VIEW, PatchSize, ViewMasks, ViewPolicy
 
 
 def collated_masks(

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import maskdistill as md
-from maskdistill.applying import drop_tokens, patch_grid, replace_tokens, visible_indices
+from maskdistill.masking.geometry import patch_grid
+from maskdistill.models.tokens import drop_tokens, replace_tokens, visible_indices
 
 IMAGES = torch.randn(3, 3, 8, 12, generator=torch.Generator().manual_seed(0))
 MASK = md.RandomMasker(0.5)(3, (2, 3), generator=torch.Generator().manual_seed(0))

@@ -20,9 +20,8 @@ from maskdistill.commands.attention import _enlarged
 from maskdistill.commands.backbones import _short
 from maskdistill.data import Scenes
 from maskdistill.evaluation import attention_quality, load_backbone
-from maskdistill.job_config import saved_config
-from maskdistill.job_images import open_images
-from maskdistill.measures import MEASURES, measure
+from maskdistill.evaluation.measures import MEASURES, measure
+from maskdistill.training.job import open_images, saved_config
 from tests.data.test_sources import write_class_folders
 
 pytestmark = pytest.mark.filterwarnings("ignore:the best learning rate")

@@ -149,7 +149,7 @@ def test_five_lines_change_a_loop(namespace: dict[str, object]) -> None:
 
 def test_the_settings_table_is_complete() -> None:
     """docs/trainer.md names every setting of a run, with its default."""
-    from maskdistill.job import JobConfig
+    from maskdistill.training.job import JobConfig
 
     text = (DOCS / "trainer.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", text, re.MULTILINE))

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskdistill import evaluation, health
+from maskdistill import evaluation
+from maskdistill.evaluation import health
 
 
 @given(st.integers(0, 999), st.integers(2, 30), st.integers(2, 30), st.booleans())

@@ -22,17 +22,15 @@ import timm
 import torch
 from PIL import Image
 
-from maskdistill import job
 from maskdistill.commands import train as command
-from maskdistill.job import JobConfig
-from maskdistill.job_config import saved_config
-from maskdistill.judge import forget_attention, read_attention, save_attention
+from maskdistill.evaluation.judge import forget_attention, read_attention, save_attention
 from maskdistill.masking import BlockMasker
-from maskdistill.training.checkpoint import checkpoint_files, latest_checkpoint
-from maskdistill.training.folder import hold_folder
+from maskdistill.policies import ViewPolicy
+from maskdistill.training import job
+from maskdistill.training.checkpoint import checkpoint_files, hold_folder, latest_checkpoint
 from maskdistill.training.interruption import SIGNALS
-from maskdistill.training.records import read_metrics
-from maskdistill.views import ViewPolicy
+from maskdistill.training.job import JobConfig, saved_config
+from maskdistill.training.logging import read_metrics
 from tests.training.forking import fork, wait
 
 ROOT = Path(__file__).parents[1]
@@ -510,7 +508,7 @@ def test_an_output_folder_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file" / "run", capsys, "cannot write to", "--max-steps", "1")
-    monkeypatch.setattr("maskdistill.training.folder.os.access", lambda path, mode: False)
+    monkeypatch.setattr("maskdistill.training.checkpoint.os.access", lambda path, mode: False)
     refused(tmp_path / "run", capsys, "is not writable", "--max-steps", "1")
 
 

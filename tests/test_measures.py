@@ -25,9 +25,15 @@ from maskdistill.evaluation import (
     linear_probe,
     load_backbone,
 )
-from maskdistill.judge import JobImages, Judge
-from maskdistill.measures import GROUPS, MEASURES, Measured, measure, measures_named
-from maskdistill.measures.bench import Bench
+from maskdistill.evaluation.judge import JobImages, Judge
+from maskdistill.evaluation.measures import (
+    GROUPS,
+    MEASURES,
+    Bench,
+    Measured,
+    measure,
+    measures_named,
+)
 
 DOCS = Path(__file__).parents[1] / "docs"
 pytestmark = pytest.mark.filterwarnings("ignore:the best learning rate")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import maskdistill as md
-from maskdistill.views import POLICIES
+from maskdistill.policies import POLICIES
 
 RANDOM = md.RandomMasker(0.3)
 CROPS = [torch.zeros(4, 3, 64, 64)] * 2 + [torch.zeros(4, 3, 32, 32)] * 3

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from maskdistill.job_config import JobConfig
     from maskdistill.models import MaskedViT
+    from maskdistill.training.job import JobConfig
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def common_size(backbones: Sequence[Backbone], image_size: int | None) -> int:
 
 def _settings_of(path: Path) -> JobConfig | None:
     """Return the settings of the run that a folder or file belongs to, if it belongs to one."""
-    from maskdistill.job_config import saved_config
+    from maskdistill.training.job import saved_config
 
     for folder in (path, path.parent, path.parent.parent):
         files = folder == path or path.is_file()  # only a file is looked for further up

@@ -45,7 +45,7 @@ def compare(
         0; 1 where a run failed or is not done; 130 or 143 where a signal stopped it.
     """
     from maskdistill.comparing import StudyInterrupted
-    from maskdistill.comparing.study_files import TEMPLATE, read_study
+    from maskdistill.comparing.study import TEMPLATE, read_study
 
     if template:
         print(TEMPLATE.read_text(encoding="utf-8"), end="")
@@ -71,9 +71,9 @@ def compare(
 
 
 def _plan(study: Study, out: Path) -> int:
-    from maskdistill.comparing.cells import check_unchanged, data_identity, folder_of, orders
     from maskdistill.comparing.one_run import is_done
-    from maskdistill.views import ViewPolicy
+    from maskdistill.comparing.running import check_unchanged, data_identity, folder_of, orders
+    from maskdistill.policies import ViewPolicy
 
     images = data_identity(study)
     check_unchanged(study, out, images)
@@ -95,7 +95,8 @@ def _run(
 ) -> Results:
     from tqdm import tqdm
 
-    from maskdistill.comparing import comparison, gather
+    from maskdistill.comparing import gather
+    from maskdistill.comparing import report as comparison
 
     if report_only:
         results = gather(study, out)

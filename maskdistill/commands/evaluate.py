@@ -15,8 +15,8 @@ from maskdistill.commands.backbones import Backbone, common_size, open_backbones
 from maskdistill.commands.said import plain_warning, ticking, waiting
 
 if TYPE_CHECKING:
-    from maskdistill.judge import JobImages
-    from maskdistill.measures import Measure, Measured
+    from maskdistill.evaluation.judge import JobImages
+    from maskdistill.evaluation.measures import Measure, Measured
 
 
 def evaluate(
@@ -79,8 +79,8 @@ def evaluate(
     """
     import torch
 
-    from maskdistill.job_images import open_images
-    from maskdistill.measures import DEFAULT_GROUPS, measures_named
+    from maskdistill.evaluation.measures import DEFAULT_GROUPS, measures_named
+    from maskdistill.training.job import open_images
 
     _check_order(measures)
     chosen = measures_named(measures or DEFAULT_GROUPS)
@@ -233,7 +233,7 @@ def _measure(
     from tqdm import tqdm
 
     from maskdistill.evaluation import reinitialised
-    from maskdistill.measures import measure
+    from maskdistill.evaluation.measures import measure
 
     bar = tqdm(unit="group", delay=2, disable=None, dynamic_ncols=True, leave=False)
     with bar, ticking(bar):

@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 from maskdistill.commands.said import progress
-from maskdistill.models.support import ModelSupport, support_of, transformer_names
+from maskdistill.models.backbones import ModelSupport, support_of, transformer_names
 
 _HEAD = ("model", "image", "patch", "token", "drop", "attention", "other sizes")
 

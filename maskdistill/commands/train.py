@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskdistill.commands.said import NEEDS_TRAIN, output_closed, plain_warning
-from maskdistill.job_config import MINI_IMAGENET, SCENES, JobConfig, saved_config
+from maskdistill.training.job import MINI_IMAGENET, SCENES, JobConfig, saved_config
 
 DESCRIPTION = """Train DINO under a masking policy, evaluate, and draw.
 
@@ -43,10 +43,10 @@ def train(
     """
     from maskdistill.data import DamagedDataError
     from maskdistill.data.loading import LoaderError
-    from maskdistill.job import run_job
     from maskdistill.training import NonFiniteLossError
     from maskdistill.training.checkpoint import CheckpointError
     from maskdistill.training.interruption import TrainingInterrupted
+    from maskdistill.training.job import run_job
 
     try:
         import tyro

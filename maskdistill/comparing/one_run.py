@@ -16,18 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskdistill.comparing.study_files import load_study_module
+from maskdistill.comparing.study import load_study_module
+from maskdistill.data.writing import write_durably
 from maskdistill.evaluation import load_backbone
-from maskdistill.job import run_job
-from maskdistill.job_config import JobConfig
-from maskdistill.job_images import open_images
-from maskdistill.measures import MEASURES, Measured, measure
+from maskdistill.evaluation.measures import MEASURES, Measured, measure
+from maskdistill.policies import ViewPolicy
 from maskdistill.training import Trainer
-from maskdistill.training.checkpoint import write_durably
+from maskdistill.training.checkpoint import hold_folder
 from maskdistill.training.distributed import start_processes
-from maskdistill.training.folder import hold_folder
 from maskdistill.training.interruption import TrainingInterrupted
-from maskdistill.views import ViewPolicy
+from maskdistill.training.job import JobConfig, open_images, run_job
 
 MEASURED = "measured.json"
 

@@ -1,16 +1,16 @@
 """Images: mini-ImageNet in the forms people have it, built-in scenes, and augmentation."""
 
-from maskdistill.data.augment import Crops, MultiCrop, normalize, resize_for_evaluation
+from maskdistill.data.crops import Crops, MultiCrop, normalize, resize_for_evaluation
 from maskdistill.data.loading import (
     BatchStream,
     CropDataset,
     LoaderError,
+    ResidentImages,
     crop_batches,
     crop_loader,
     derive_seed,
 )
 from maskdistill.data.packing import Packed, pack, pack_shards
-from maskdistill.data.resident import ResidentImages
 from maskdistill.data.scenes import Scenes
 from maskdistill.data.shards import ShardError, Shards, open_shards
 from maskdistill.data.sources import (

@@ -159,3 +159,41 @@ def room(out: Path) -> Iterator[None]:
                 f"no room left while writing {out} ({error.strerror}); nothing of it was kept",
             ) from error
         raise
+
+
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Rename a file that is flushed already, and flush the rename."""
+    temporary.replace(path)
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that knows no such thing
+            raise
+    finally:
+        os.close(folder)
+
+
+def write_durably(content: str | bytes, path: Path) -> None:
+    """Write a file so that the old content or the new is there, whatever happens."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        replace_durably(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def progress(items: Any, total: int, what: str, unit: str) -> Any:
+    """Show a progress bar on a terminal where tqdm is installed and it takes over a second."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return items
+    return tqdm(items, total=total, desc=what, unit=unit, delay=1, disable=None, leave=False)

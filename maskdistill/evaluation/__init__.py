@@ -4,9 +4,14 @@ from maskdistill.evaluation.attention import (
     AttentionJaccard,
     PerImage,
     PointingGame,
+    attention_distances,
+    attention_entropy,
     attention_jaccard,
+    attention_spread,
+    head_diversity,
     jaccard_per_image,
     keep_mass,
+    mean_attention_distance,
     pointing_game,
 )
 from maskdistill.evaluation.attention_report import (
@@ -17,13 +22,6 @@ from maskdistill.evaluation.attention_report import (
     attention_scores,
     reinitialised,
 )
-from maskdistill.evaluation.attention_statistics import (
-    attention_distances,
-    attention_entropy,
-    attention_spread,
-    head_diversity,
-    mean_attention_distance,
-)
 from maskdistill.evaluation.backbones import (
     load_backbone,
 )
@@ -32,26 +30,6 @@ from maskdistill.evaluation.backgrounds import (
     Backgrounds,
     background_challenge,
     open_backgrounds,
-)
-from maskdistill.evaluation.boxes import (
-    CentreBox,
-    attention_boxes,
-    box_iou,
-    centre_box,
-    centre_box_corloc,
-    centre_box_jaccard,
-    component_at,
-    connected_components,
-    corloc,
-    corloc_per_image,
-    in_pixels,
-    largest_component,
-    mask_boxes,
-)
-from maskdistill.evaluation.classifiers import (
-    Classifier,
-    knn_classifier,
-    linear_classifier,
 )
 from maskdistill.evaluation.corruptions import (
     CORRUPTIONS,
@@ -63,60 +41,32 @@ from maskdistill.evaluation.corruptions import (
     severity_table,
 )
 from maskdistill.evaluation.discovery import (
+    CentreBox,
     Discovery,
+    attention_boxes,
+    box_iou,
+    centre_box,
+    centre_box_corloc,
+    centre_box_jaccard,
+    component_at,
+    connected_components,
+    corloc,
+    corloc_per_image,
+    in_pixels,
+    largest_component,
     last_keys,
     lost,
+    mask_boxes,
     reading_keys,
     token_cut,
 )
 from maskdistill.evaluation.features import (
     balanced_indices,
+    evaluation_images,
     extract_features,
     raw_pixels,
 )
-from maskdistill.evaluation.fewshot import (
-    RAVI_TEST_CLASSES,
-    FewShot,
-    few_shot,
-    rows_of_classes,
-)
-from maskdistill.evaluation.knn import (
-    knn_accuracies,
-    knn_accuracy,
-)
-from maskdistill.evaluation.linear import (
-    LinearClassifier,
-    LinearProbe,
-    LogisticRegression,
-    linear_probe,
-    logistic_regression,
-)
-from maskdistill.evaluation.mask_data import (
-    MaskData,
-    open_masks,
-)
-from maskdistill.evaluation.pixels import (
-    evaluation_images,
-)
-from maskdistill.evaluation.robustness import (
-    OcclusionCurve,
-    attention_maps,
-    occlude,
-    occluded_features,
-    occlusion_curve,
-    occlusion_mask,
-)
-from maskdistill.evaluation.shuffling import (
-    shuffle_curve,
-    shuffle_patches,
-)
-from maskdistill.evaluation.stability import (
-    AttentionStability,
-    attention_stability,
-    compare_attention,
-    occlusion_stability,
-)
-from maskdistill.health import (
+from maskdistill.evaluation.health import (
     PrototypeUsage,
     alignment,
     effective_rank,
@@ -126,6 +76,42 @@ from maskdistill.health import (
     prototype_usage,
     teacher_entropy,
     uniformity,
+)
+from maskdistill.evaluation.knn import (
+    knn_accuracies,
+    knn_accuracy,
+)
+from maskdistill.evaluation.mask_data import (
+    MaskData,
+    open_masks,
+)
+from maskdistill.evaluation.probes import (
+    RAVI_TEST_CLASSES,
+    Classifier,
+    FewShot,
+    LinearClassifier,
+    LinearProbe,
+    LogisticRegression,
+    few_shot,
+    knn_classifier,
+    linear_classifier,
+    linear_probe,
+    logistic_regression,
+    rows_of_classes,
+)
+from maskdistill.evaluation.robustness import (
+    AttentionStability,
+    OcclusionCurve,
+    attention_maps,
+    attention_stability,
+    compare_attention,
+    occlude,
+    occluded_features,
+    occlusion_curve,
+    occlusion_mask,
+    occlusion_stability,
+    shuffle_curve,
+    shuffle_patches,
 )
 from maskdistill.models.probing import evaluating
 

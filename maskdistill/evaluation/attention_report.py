@@ -11,25 +11,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from maskdistill.data.augment import normalize
-from maskdistill.evaluation.attention import attention_jaccard, pointing_game
-from maskdistill.evaluation.attention_statistics import (
+from maskdistill.data.crops import normalize
+from maskdistill.evaluation.attention import (
     attention_entropy,
+    attention_jaccard,
     attention_spread,
     head_diversity,
     mean_attention_distance,
     patch_weights,
+    pointing_game,
     reading_weights,
 )
-from maskdistill.evaluation.boxes import (
+from maskdistill.evaluation.discovery import (
     attention_boxes,
     centre_box_corloc,
     centre_box_jaccard,
     corloc,
     in_pixels,
+    lost,
     mask_boxes,
+    reading_keys,
+    token_cut,
 )
-from maskdistill.evaluation.discovery import lost, reading_keys, token_cut
 from maskdistill.models import MaskedViT
 from maskdistill.models.probing import evaluating
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskdistill.applying import Application
-from maskdistill.data.augment import MEAN, STD
+from maskdistill.data.crops import MEAN, STD
 from maskdistill.models import MaskedViT, backbone_arguments, load_weights
-from maskdistill.models.sizes import SIZE_ARGUMENTS
-from maskdistill.models.weight_files import (
+from maskdistill.models.probing import SIZE_ARGUMENTS
+from maskdistill.models.tokens import Application
+from maskdistill.models.weights import (
     Role,
     State,
     find_part,

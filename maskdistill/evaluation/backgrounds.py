@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from maskdistill.evaluation.classifiers import Classifier, knn_classifier
-from maskdistill.evaluation.features import extract_features
-from maskdistill.evaluation.pixels import accuracy
+from maskdistill.evaluation.features import accuracy, extract_features
+from maskdistill.evaluation.probes import Classifier, knn_classifier
 
 VARIANTS = (
     "original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b",

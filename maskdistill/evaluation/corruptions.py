@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from maskdistill.applying import check_choice
-from maskdistill.evaluation.classifiers import Classifier
-from maskdistill.evaluation.pixels import accuracy, check_pixels, generator_of
+from maskdistill.evaluation.features import accuracy, check_pixels, generator_of
+from maskdistill.evaluation.probes import Classifier
 from maskdistill.evaluation.robustness import occluded_features
 from maskdistill.models import MaskedViT
+from maskdistill.models.tokens import check_choice
 
 SeverityTable: TypeAlias = Literal["cifar", "tiny-imagenet", "imagenet"]
 """The severities of CIFAR-10-C (32 pixels), Tiny-ImageNet-C (64) and ImageNet-C (224)."""

@@ -2,20 +2,200 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from maskdistill.data.augment import MEAN, STD, normalize, resize_for_evaluation
-from maskdistill.evaluation.feature_cache import FeatureCache
+from maskdistill.data.crops import MEAN, STD, derive_seed, normalize, resize_for_evaluation
+from maskdistill.data.formats.listing import DamagedImageError
 from maskdistill.models import MaskedViT
 from maskdistill.models.probing import evaluating
+
+_SAMPLE = 64
+"""Images by which a data set without a fingerprint is known."""
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """The place of one set of features.
+
+    >>> FeatureCache.of(Path("cache"), vit, images, None, (64,)).path  # doctest: +SKIP
+    PosixPath('cache/features-5bd0bd2c7b5c1ab95bd0bd2c7b5c1ab9.safetensors')
+
+    Attributes:
+        path: of the file, there or not.
+    """
+
+    path: Path
+
+    @staticmethod
+    def of(
+        folder: Path,
+        backbone: nn.Module,
+        images: Any,
+        indices: Sequence[int] | None,
+        settings: tuple[object, ...],
+    ) -> FeatureCache:
+        """Return where the features of this backbone and these images lie; makes the folder.
+
+        Args:
+            folder: for all caches.
+            backbone: known by its weights and buffers, its classes and their plain attributes.
+            images: known by its ``fingerprint``, else its ``labels`` and a sample of the images.
+            indices: of the chosen images; None is all.
+            settings: plain values that the features depend on besides.
+
+        Raises:
+            ValueError: a data set with neither a fingerprint nor labels.
+            OSError: a folder that cannot be made.
+        """
+        digest = hashlib.sha256(repr(settings).encode())
+        _add_data(digest, images, indices)
+        _add_backbone(digest, backbone)
+        folder = folder.expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        return FeatureCache(folder / f"features-{digest.hexdigest()[:32]}.safetensors")
+
+    def read(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """Return the features and labels of this many images, or None if they are not there.
+
+        A damaged file is warned of and passed over.
+        """
+        from safetensors import safe_open
+
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                features, labels = file.get_tensor("features"), file.get_tensor("labels")
+                checksum = (file.metadata() or {}).get("sha256")
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # safetensors has an exception of its own
+            problem = str(error)
+        else:
+            if checksum == _checksum(features, labels) and len(features) == len(labels) == count:
+                return features, labels
+            problem = "its checksum does not match"
+        warnings.warn(
+            f"the cached features in {self.path} are damaged ({problem}); they are computed anew.",
+            UserWarning,
+            stacklevel=4,  # the caller of extract_features, through torch.no_grad
+        )
+        return None
+
+    def write(self, features: Tensor, labels: Tensor) -> None:
+        """Keep features and labels; a file that cannot be written is warned of, and nothing lost.
+
+        The file appears whole or not at all.
+        """
+        from safetensors.torch import save
+
+        # Its own name for each process: several may compute the same features at once.
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        tensors = {"features": features.contiguous(), "labels": labels.contiguous()}
+        try:
+            with temporary.open("wb") as file:
+                file.write(save(tensors, metadata={"sha256": _checksum(features, labels)}))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except OSError as error:
+            warnings.warn(
+                f"the features could not be kept in {self.path} ({error.strerror}); they are "
+                "returned all the same.",
+                UserWarning,
+                stacklevel=4,
+            )
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _checksum(features: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256(repr((features.dtype, features.shape)).encode())
+    digest.update(_bytes(features))
+    digest.update(_bytes(labels))
+    return digest.hexdigest()
+
+
+# --- The backbone
+
+
+def _add_backbone(digest: Any, backbone: nn.Module) -> None:
+    """Add weights and buffers, and the form: the number of heads is no weight, nor is an epsilon.
+
+    Buffers that are not in the state dict count as well. Code is not looked at.
+    """
+    for name, module in backbone.named_modules():
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        digest.update(repr((name, kind, *_plain_attributes(module))).encode())
+    for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(_bytes(tensor))
+
+
+def _plain_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, value in sorted(vars(module).items()):
+        parts = value if isinstance(value, (tuple, list)) else (value,)
+        plain = all(isinstance(part, (bool, int, float, str, type(None))) for part in parts)
+        # Features are computed in evaluation mode, whatever the mode is now.
+        if plain and name != "training" and not name.startswith("_"):
+            yield name, value
+
+
+# --- The images
+
+
+def _add_data(digest: Any, images: Any, indices: Sequence[int] | None) -> None:
+    chosen = list(range(len(images))) if indices is None else [int(i) for i in indices]
+    while isinstance(images, Subset):
+        chosen = [int(images.indices[i]) for i in chosen]
+        images = images.dataset
+    digest.update(np.asarray(chosen, dtype="<i8").tobytes())
+    fingerprint = getattr(images, "fingerprint", None)
+    if isinstance(fingerprint, str):
+        digest.update(f"fingerprint {fingerprint}".encode())
+        return
+    labels = getattr(images, "labels", None)
+    numbers = None if labels is None or callable(labels) else np.asarray(labels)
+    if numbers is None or numbers.dtype.kind not in "biu":
+        raise ValueError(
+            f"the features of a {type(images).__name__} cannot be cached: it has neither a "
+            "fingerprint (a string that changes with the images) nor labels (an array of whole "
+            "numbers), so nothing would tell it from another data set. Give it one, or leave out "
+            "cache."
+        )
+    digest.update(np.ascontiguousarray(numbers, dtype="<i8").tobytes())
+    for position in np.unique(np.linspace(0, len(chosen) - 1, _SAMPLE).round().astype(int)):
+        content = _content(images, chosen[position])
+        digest.update(repr(len(content)).encode())
+        digest.update(content)
+
+
+def _content(images: Any, index: int) -> bytes:
+    encoded = getattr(images, "encoded", None)
+    if encoded is None:
+        image = images[index][0]
+        return repr((image.mode, image.size)).encode() + bytes(image.tobytes())
+    try:
+        return bytes(encoded(index))
+    except DamagedImageError as error:  # which one stands in for it follows from the others
+        return str(error).encode()
+
 
 Images = Dataset[tuple[Image.Image, int]]
 Precision = Literal["float32", "float16"]
@@ -237,3 +417,65 @@ def check_split(
 def _first(classes: Tensor) -> str:
     shown = ", ".join(map(str, cast(list[int], classes[:3].tolist())))
     return shown + (", ..." if len(classes) > 3 else "")
+
+
+def evaluation_images(
+    images: Dataset[tuple[Image.Image, int]],
+    image_size: int,
+    *,
+    indices: Sequence[int] | None = None,
+    crop: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return images as a tensor of pixels, resized as in DINO's evaluation, and their labels.
+
+    >>> from maskdistill.data import Scenes
+    >>> pixels, labels = evaluation_images(Scenes(12, 48), 32)
+    >>> pixels.shape, pixels.dtype, labels.shape
+    (torch.Size([12, 3, 32, 32]), torch.uint8, torch.Size([12]))
+
+    Args:
+        images: of (RGB image, label) pairs.
+        image_size: pixels of a side.
+        indices: which images; None is all.
+        crop: cut out the centre; False squeezes the whole image into the square.
+
+    Returns:
+        ``(n, 3, image_size, image_size)`` uint8, not normalised, and ``(n,)`` int64.
+
+    Raises:
+        ValueError: no images.
+    """
+    chosen = range(len(images)) if indices is None else indices  # type: ignore[arg-type]
+    if not len(chosen):
+        raise ValueError("there must be at least one image to evaluate; none came.")
+    pairs = [images[int(i)] for i in chosen]
+    pixels = [resize_for_evaluation(image, image_size, crop=crop) for image, _ in pairs]
+    return torch.stack(pixels), torch.tensor([int(label) for _, label in pairs])
+
+
+def accuracy(predicted: Tensor, labels: Tensor) -> float:
+    """Return the share of predictions that are right, wherever the two tensors lie."""
+    return float((predicted == labels.to(predicted.device)).double().mean())
+
+
+def check_pixels(images: Tensor, labels: Tensor | None = None) -> None:
+    """Refuse images that are not uint8 pixels, or labels that do not match them.
+
+    Raises:
+        ValueError: says what came.
+    """
+    if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] != 3 or not len(images):
+        raise ValueError(
+            "images must be pixels before normalisation, (n, 3, H, W) uint8 with n >= 1, as "
+            f"evaluation_images gives them; got {tuple(images.shape)} {images.dtype}."
+        )
+    if labels is not None and tuple(labels.shape) != (len(images),):
+        raise ValueError(
+            f"labels must be (n,), one per image; got {tuple(labels.shape)} for "
+            f"{len(images)} images."
+        )
+
+
+def generator_of(seed: int, *parts: int | str) -> torch.Generator:
+    """Return a generator on the CPU for one purpose, the same each time."""
+    return torch.Generator().manual_seed(derive_seed(seed, *parts))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from maskdistill.evaluation.boxes import mask_boxes
+from maskdistill.evaluation.discovery import mask_boxes
 
 _Array = npt.NDArray[np.uint8]
 _Bools = npt.NDArray[np.bool_]

@@ -7,21 +7,24 @@ the seed and on *i* alone, not on the batch size or the device.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
-from maskdistill.applying import check_choice, check_mask, mask_pixels
 from maskdistill.data import normalize
-from maskdistill.data.augment import MEAN
-from maskdistill.evaluation.classifiers import Classifier
-from maskdistill.evaluation.pixels import accuracy, check_pixels, generator_of
+from maskdistill.data.crops import MEAN
+from maskdistill.evaluation.attention import keep_mass
+from maskdistill.evaluation.features import accuracy, check_pixels, generator_of
+from maskdistill.evaluation.probes import Classifier
 from maskdistill.masking import AttentionGuidedMasker, Masker, RandomMasker
 from maskdistill.masking.ratios import rounded_down
 from maskdistill.models import MaskedViT
 from maskdistill.models.probing import evaluating
+from maskdistill.models.tokens import check_choice, check_mask, mask_pixels
 
 OcclusionKind: TypeAlias = Literal["random", "salient", "background"]
 """``random``: any patches. ``salient``: the most attended first. ``background``: the least attended
@@ -358,3 +361,273 @@ def _visible(vit: MaskedViT, masks: Tensor) -> int:
 @functools.cache  # moving it to an accelerator for every batch would make the host wait
 def _mean_colour(device: torch.device) -> Tensor:
     return 255 * torch.tensor(MEAN, device=device).view(3, 1, 1)
+
+
+def shuffle_patches(
+    images: Tensor, pieces: int, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Cut each image into pieces x pieces tiles and put them back in random order.
+
+    >>> images = torch.arange(16.0).view(1, 1, 4, 4)
+    >>> shuffled = shuffle_patches(images, 2, generator=torch.Generator().manual_seed(2))
+    >>> shuffled[0, 0]
+    tensor([[ 2.,  3., 10., 11.],
+            [ 6.,  7., 14., 15.],
+            [ 0.,  1.,  8.,  9.],
+            [ 4.,  5., 12., 13.]])
+
+    Naseer et al., 2021. Every order is as likely as any other, also that of the image itself: with
+    2x2 tiles, one image in 24 stays as it is.
+
+    Args:
+        images: ``(B, C, H, W)``, of any dtype.
+        pieces: tiles along a side; must divide height and width.
+        generator: source of the orders, one for each image.
+
+    Raises:
+        ValueError: tiles that do not divide the image.
+    """
+    _check_pieces(images, pieces)
+    device = images.device if generator is None else generator.device
+    order = torch.rand(len(images), pieces**2, generator=generator, device=device).argsort(dim=1)
+    return _reordered(images, order.to(images.device))
+
+
+@torch.no_grad()
+def shuffle_curve(
+    vit: MaskedViT,
+    classify: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    pieces: Sequence[int] = (2, 4, 8, 16),
+    seed: int = 0,
+    batch_size: int = 256,
+) -> dict[int, float]:
+    """Measure the accuracy on images whose tiles are in disorder: what is left without shape.
+
+    >>> shuffle_curve(vit, classify, images, labels)  # doctest: +SKIP
+    {1: 0.71, 2: 0.64, 4: 0.41, 8: 0.22, 16: 0.12}
+
+    Args:
+        vit: a model; its patches need not be the tiles.
+        classify: from features to labels, fitted on clean images.
+        images: ``(n, 3, H, W)`` uint8.
+        labels: ``(n,)``.
+        pieces: tiles along a side, each a divisor of height and width.
+        seed: of the orders.
+        batch_size: images per forward; no matter for the result.
+
+    Returns:
+        Top-1 accuracy in [0, 1] by tiles along a side; that of 1 is the clean accuracy.
+
+    Raises:
+        ValueError: labels that do not match, or tiles that do not divide the image.
+    """
+    check_pixels(images, labels)
+    for count in pieces:
+        _check_pieces(images, count)
+    found = {}
+    for count in sorted({1, *pieces}):
+        generator = generator_of(seed, "shuffle", count)
+        order = torch.rand(len(images), count**2, generator=generator).argsort(dim=1)
+        parts = zip(images.split(batch_size), order.split(batch_size), strict=True)
+        features = [
+            occluded_features(vit, _reordered(part, rows.to(part.device)), batch_size=batch_size)
+            for part, rows in parts
+        ]
+        found[count] = accuracy(classify(torch.cat(features)), labels)
+    return found
+
+
+def _check_pieces(images: Tensor, pieces: int) -> None:
+    if pieces < 1 or images.ndim != 4 or images.shape[2] % pieces or images.shape[3] % pieces:
+        raise ValueError(
+            f"pieces must divide the images (B, C, H, W) into whole tiles along both sides; got "
+            f"pieces={pieces!r} for images of {tuple(images.shape)}."
+        )
+
+
+def _reordered(images: Tensor, order: Tensor) -> Tensor:
+    """Put tile ``order[b, i]`` of image b at place i."""
+    side = round(order.shape[1] ** 0.5)
+    tiles = rearrange(images, "b c (r h) (s w) -> b (r s) c h w", r=side, s=side)
+    rows = torch.arange(len(images), device=images.device)[:, None]
+    return rearrange(tiles[rows, order], "b (r s) c h w -> b c (r h) (s w)", r=side)
+
+
+class AttentionStability(NamedTuple):
+    """Agreement of the attention to two versions of each image, averaged over images.
+
+    Attributes:
+        cosine: cosine similarity of the two maps, in [0, 1].
+        overlap: intersection over union of the fewest patches that hold the mass, in [0, 1].
+    """
+
+    cosine: float
+    overlap: float
+
+
+def compare_attention(
+    clean: Tensor, changed: Tensor, hidden: Tensor | None = None, *, mass: float = 0.6
+) -> AttentionStability:
+    """Compare two attention maps of each image over the patches that both show.
+
+    >>> clean = torch.tensor([[0.6, 0.2, 0.1, 0.1]])
+    >>> changed = torch.tensor([[0.0, 0.6, 0.3, 0.1]])
+    >>> hidden = torch.tensor([[True, False, False, False]])
+    >>> compare_attention(clean, changed, hidden).overlap  # {1, 2} against {1}, of patches 1 to 3
+    0.5
+
+    Heads are averaged first. Where patches are hidden both maps lose them and are brought to the
+    sum 1 again: the clean image's attention to what is now hidden says nothing about stability.
+
+    Args:
+        clean: ``(B, N)`` or ``(B, heads, N)``, non-negative.
+        changed: the same shape.
+        hidden: ``(B, N)`` bool, True = hidden in the changed image; None is nothing.
+        mass: share of the attention that counts as looked at, in (0, 1].
+
+    Returns:
+        Means over images. Random maps overlap too: compare with the random-initialised model.
+
+    Raises:
+        ValueError: shapes that do not match, NaN, or rows that hide all patches.
+    """
+    if clean.shape != changed.shape or clean.ndim not in (2, 3) or not clean.numel():
+        raise ValueError(
+            "clean and changed must be attention of one shape, (B, N) or (B, heads, N); got "
+            f"{tuple(clean.shape)} and {tuple(changed.shape)}."
+        )
+    if not 0 < mass <= 1:
+        raise ValueError(f"mass must be a share of the attention in (0, 1]; got {mass!r}.")
+    maps = [part.float() for part in (clean, changed)]
+    if not all(bool(torch.isfinite(part).all()) for part in maps):
+        raise ValueError("the attention holds NaN or infinite numbers; has training diverged?")
+    if clean.ndim == 3:
+        maps = [part.mean(dim=1) for part in maps]
+    seen = torch.ones_like(maps[0], dtype=torch.bool)
+    if hidden is not None:
+        check_mask(hidden, len(clean), (1, clean.shape[-1]))
+        seen = ~hidden.to(clean.device)
+        if not bool(seen.any(dim=1).all()):
+            raise ValueError(
+                "some images show no patch at all, so there is no attention to compare; use a "
+                "smaller ratio."
+            )
+    a, b = (torch.where(seen, part, 0.0) for part in maps)
+    cosine = F.cosine_similarity(a, b, dim=1)
+    kept_a, kept_b = keep_mass(a, mass) & seen, keep_mass(b, mass) & seen
+    union = (kept_a | kept_b).sum(dim=1).clamp_min(1)
+    overlap = (kept_a & kept_b).sum(dim=1) / union
+    return AttentionStability(float(cosine.mean()), float(overlap.mean()))
+
+
+def attention_stability(
+    vit: MaskedViT,
+    images: Tensor,
+    change: Callable[[Tensor, int], Tensor],
+    hidden: Tensor | None = None,
+    *,
+    mass: float = 0.6,
+    batch_size: int = 256,
+) -> AttentionStability:
+    """Compare the attention to images with that to the same images changed in any way.
+
+    >>> def noisy(pixels, first):
+    ...     return corrupt(pixels, "gaussian_noise", 3, first=first)
+    >>> attention_stability(vit, images, noisy).cosine  # doctest: +SKIP
+    0.93
+
+    Args:
+        vit: a model with attention.
+        images: ``(n, 3, H, W)`` uint8.
+        change: a function of a batch of them and the number of its first image, which returns
+            pixels of the same shape, from 0 to 255.
+        hidden: ``(n, N)`` bool, the patches that the change hides; None is nothing.
+        mass: share of the attention that counts as looked at.
+        batch_size: images per forward.
+
+    Raises:
+        ValueError: images that are not uint8 pixels, or a model without such an attention.
+    """
+    check_pixels(images)
+    clean = attention_maps(vit, images, batch_size=batch_size)
+    return compare_attention(clean, _changed(vit, images, change, batch_size), hidden, mass=mass)
+
+
+def occlusion_stability(
+    vit: MaskedViT,
+    images: Tensor,
+    *,
+    kinds: Sequence[OcclusionKind] = ("random",),
+    ratios: Sequence[float] = (0.1, 0.3, 0.5, 0.7),
+    fill: OcclusionFill = "black",
+    attention: Tensor | None = None,
+    mass: float = 0.6,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> dict[OcclusionKind, dict[float, AttentionStability]]:
+    """Compare the attention before and after patches are hidden, over the patches still seen.
+
+    >>> occlusion_stability(vit, images)["random"][0.5]  # doctest: +SKIP
+    AttentionStability(cosine=0.96, overlap=0.71)
+
+    Args:
+        vit: a model with attention.
+        images: ``(n, 3, H, W)`` uint8.
+        kinds: which patches go first.
+        ratios: shares of patches to hide, in [0, 1).
+        fill: ``"black"``, ``"mean"`` or ``"noise"``; dropped tokens leave no map to compare.
+        attention: ``(n, N)``, for the guided kinds; None takes the model's own on clean images.
+        mass: share of the attention that counts as looked at.
+        seed: of the draws.
+        batch_size: images per forward; no matter for the result.
+
+    Returns:
+        By kind and ratio.
+
+    Raises:
+        ValueError: ``"drop"``, and what `occlusion_mask` and `compare_attention` refuse.
+    """
+    check_pixels(images)
+    check_choice("fill", fill, tuple(name for name in OCCLUSION_FILLS if name != "drop"))
+    grid = vit.grid(images.shape[2], images.shape[3])
+    clean = attention_maps(vit, images, batch_size=batch_size)
+    guide = clean if attention is None else attention
+    results: dict[OcclusionKind, dict[float, AttentionStability]] = {}
+    for kind in kinds:
+        results[kind] = {}
+        for ratio in ratios:
+            generator = generator_of(seed, "occlusion", kind)
+            mask = occlusion_mask(
+                kind, ratio, grid, len(images), attention=guide, generator=generator
+            )
+
+            def hide(pixels: Tensor, first: int, mask: Tensor = mask) -> Tensor:
+                shown = mask[first : first + len(pixels)].to(pixels.device)
+                return occlude(pixels, shown, vit.patch_size, fill, seed=seed, first=first)
+
+            changed = _changed(vit, images, hide, batch_size)
+            results[kind][ratio] = compare_attention(clean, changed, mask, mass=mass)
+    return results
+
+
+@torch.no_grad()
+def _changed(
+    vit: MaskedViT, images: Tensor, change: Callable[[Tensor, int], Tensor], batch_size: int
+) -> Tensor:
+    """Return the head-mean attention to the changed images, ``(n, N)`` on the CPU."""
+    device = next(vit.parameters()).device
+    maps = []
+    with evaluating(vit):
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size].to(device)
+            changed = change(batch, start)
+            if changed.shape != batch.shape:
+                raise ValueError(
+                    f"the change must return pixels of the same shape, {tuple(batch.shape)}; got "
+                    f"{tuple(changed.shape)}."
+                )
+            maps.append(vit.attention(normalize(changed.to(device))).float().mean(dim=1))
+    return torch.cat(maps).cpu()

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, MutableMapping
-from dataclasses import is_dataclass
-from typing import Any, final
+from dataclasses import dataclass, is_dataclass
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from maskdistill.masking.context import MaskContext, full_precision
-from maskdistill.masking.ratios import PerImage, Ratio, hidden_count
-from maskdistill.masking.schedules import Scalar, constructor_repr, scalar_at
+from maskdistill.masking.context import MaskContext, full_precision, top_k
+from maskdistill.masking.ratios import (
+    PerImage,
+    Ratio,
+    Scalar,
+    check_ratio,
+    constructor_repr,
+    hidden_count,
+    moments,
+    scalar_at,
+)
 
 
 class Masker(ABC):
@@ -165,70 +173,46 @@ class Masker(ABC):
 
     def exactly(self, ratio: Ratio) -> Masker:
         """Trim or top up each row at random until it hides exactly round(ratio * N) patches."""
-        from maskdistill.masking.algebra import Exactly
-
         return Exactly(self, ratio)
 
     def sometimes(self, p: Scalar) -> Masker:
         """Mask each image with probability ``p`` (a number or a schedule), else not at all."""
-        from maskdistill.masking.algebra import Sometimes
-
         return Sometimes(self, p)
 
     def rolled(self) -> Masker:
         """Shift each mask around the grid's edges by a random offset: no place is preferred."""
-        from maskdistill.masking.algebra import Rolled
-
         return Rolled(self)
 
     def in_units(self, size: int) -> Masker:
         """Draw on a grid of units, each ``size`` x ``size`` patches that are hidden together."""
-        from maskdistill.masking.algebra import InUnits
-
         return InUnits(self, size)
 
     def shared(self) -> Masker:
         """Draw one mask for the whole batch."""
-        from maskdistill.masking.relations import Shared
-
         return Shared(self)
 
     def same_in_views(self) -> Masker:
         """Draw one mask per image, the same in all its views of one size, whoever sees them."""
-        from maskdistill.masking.relations import SameInViews
-
         return SameInViews(self)
 
     def complementary_views(self) -> Masker:
         """Draw one mask per image; every second view hides what the others show."""
-        from maskdistill.masking.relations import ComplementaryViews
-
         return ComplementaryViews(self)
 
     def total(self, ratio: Ratio) -> Masker:
         """Trim or top up at random until an image's views together hide exactly ``ratio``."""
-        from maskdistill.masking.relations import Total
-
         return Total(self, ratio)
 
     def __or__(self, other: Masker) -> Masker:
-        from maskdistill.masking.algebra import Union
-
         return Union(self, other) if isinstance(other, Masker) else NotImplemented
 
     def __and__(self, other: Masker) -> Masker:
-        from maskdistill.masking.algebra import Intersection
-
         return Intersection(self, other) if isinstance(other, Masker) else NotImplemented
 
     def __sub__(self, other: Masker) -> Masker:
-        from maskdistill.masking.algebra import Difference
-
         return Difference(self, other) if isinstance(other, Masker) else NotImplemented
 
     def __invert__(self) -> Masker:
-        from maskdistill.masking.algebra import Complement
-
         return Complement(self)
 
     def __repr__(self) -> str:
@@ -282,3 +266,497 @@ def _device_of(signals: Mapping[str, Tensor], generator: torch.Generator | None)
         return signal.device
     # An empty tensor knows the default device, and can be traced; get_default_device() cannot.
     return generator.device if generator is not None else torch.empty(0).device
+
+
+@dataclass(frozen=True, repr=False)
+class ExactMasker(Masker):
+    """Hides exactly round(ratio * N) patches in every row; a subclass says which.
+
+    A subclass fills ``_hide``, or, if scores say it all, is a ``ScoreMasker``.
+
+    Args:
+        ratio: share of patches to hide, in [0, 1]; a number, a schedule, or one per image.
+
+    Raises:
+        ValueError: ratio out of range.
+    """
+
+    ratio: Ratio
+
+    def __post_init__(self) -> None:
+        check_ratio(type(self).__name__, "ratio", self.ratio)
+
+    @property
+    @final
+    def exact(self) -> bool:
+        """True: every row hides exactly round(ratio * N)."""
+        return True
+
+    @final
+    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
+        """Return the count, if the ratio does not vary by image."""
+        return hidden_if_fixed(self.ratio, grid, progress)
+
+    @final
+    def _draw(self, context: MaskContext) -> Tensor:
+        return self._hide(context, context.count(self.ratio))
+
+    @abstractmethod
+    def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
+        """Return the ``(B, N)`` mask that hides ``count`` patches: one int, or ``(B,)`` int64."""
+
+
+@dataclass(frozen=True, repr=False)
+class ScoreMasker(ExactMasker):
+    """Hides the patches with the highest scores; a subclass says what the scores are.
+
+    >>> import torch
+    >>> @dataclass(frozen=True, repr=False)
+    ... class BottomMasker(ScoreMasker):
+    ...     def _scores(self, context):
+    ...         rows, columns = context.grid
+    ...         row = torch.arange(rows).repeat_interleave(columns)
+    ...         return row + context.rand(context.batch, context.patches)
+    >>> BottomMasker(0.5)(1, (2, 3))
+    tensor([[False, False, False,  True,  True,  True]])
+
+    Args:
+        ratio: share of patches to hide, in [0, 1]; a number, a schedule, or one per image.
+
+    Raises:
+        ValueError: ratio out of range.
+    """
+
+    @final
+    def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
+        return top_k(self._scores(context), count)
+
+    @abstractmethod
+    def _scores(self, context: MaskContext) -> Tensor:
+        """Return ``(B, N)`` floats on the context's device, random ones from ``context.rand``."""
+
+
+@dataclass(frozen=True, repr=False)
+class _Pair(Masker):
+    """Two maskers, each drawn afresh, joined patch by patch."""
+
+    left: Masker
+    right: Masker
+    _symbol: ClassVar[str]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What either side needs."""
+        return self.left.needs | self.right.needs
+
+    @final
+    def _draw(self, context: MaskContext) -> Tensor:
+        return self._join(self.left._draw(context), self.right._draw(context))
+
+    @abstractmethod
+    def _join(self, left: Tensor, right: Tensor) -> Tensor: ...
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.left)} {self._symbol} {_operand(self.right)}"
+
+
+class Union(_Pair):
+    """Hides what either masker hides: ``a | b``."""
+
+    _symbol = "|"
+
+    def _join(self, left: Tensor, right: Tensor) -> Tensor:
+        return left | right
+
+
+class Intersection(_Pair):
+    """Hides what both maskers hide: ``a & b``."""
+
+    _symbol = "&"
+
+    def _join(self, left: Tensor, right: Tensor) -> Tensor:
+        return left & right
+
+
+class Difference(_Pair):
+    """Hides what the first masker hides and the second does not: ``a - b``."""
+
+    _symbol = "-"
+
+    def _join(self, left: Tensor, right: Tensor) -> Tensor:
+        return left & ~right
+
+
+class _Wrapped(Masker):
+    """A masker made from one other masker, whose needs it passes on."""
+
+    masker: Masker
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the wrapped masker needs."""
+        return self.masker.needs
+
+
+class _Moved(_Wrapped):
+    """A masker whose rows hide as many patches as those of another, elsewhere or again."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the other masker is."""
+        return self.masker.exact
+
+    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
+        """Return the count of the other masker."""
+        return self.masker.fixed_count(grid, progress)
+
+
+@dataclass(frozen=True, repr=False)
+class Complement(_Wrapped):
+    """Hides what a masker shows: ``~a``."""
+
+    masker: Masker
+
+    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
+        """Return the patches that the wrapped masker shows, if that is fixed."""
+        shown = self.masker.fixed_count(grid, progress)
+        return None if shown is None else grid[0] * grid[1] - shown
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        return ~self.masker._draw(context)
+
+    def __repr__(self) -> str:
+        return f"~{_operand(self.masker)}"
+
+
+@dataclass(frozen=True, repr=False)
+class Exactly(_Wrapped):
+    """Trims or tops up each row at random to exactly round(ratio * N): ``a.exactly(ratio)``.
+
+    Topping up is how DINOv3 completes its block masks (Siméoni et al., 2025).
+    """
+
+    masker: Masker
+    ratio: Ratio
+
+    def __post_init__(self) -> None:
+        check_ratio("exactly", "ratio", self.ratio)
+
+    @property
+    def exact(self) -> bool:
+        """True: that is what it is for."""
+        return True
+
+    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
+        """Return the exact count, if the ratio does not vary by image."""
+        return hidden_if_fixed(self.ratio, grid, progress)
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        return complete(self.masker._draw(context), context.count(self.ratio), context)
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.masker)}.exactly({self.ratio!r})"
+
+
+@dataclass(frozen=True, repr=False)
+class Sometimes(_Wrapped):
+    """Masks each image with probability ``p`` and leaves it whole otherwise: ``a.sometimes(p)``.
+
+    Each view of an image tosses its own coin; around it, ``.same_in_views()`` makes them agree.
+
+    iBOT and AttMask mask half of the images (Zhou et al., 2022; Kakogeorgiou et al., 2022).
+    """
+
+    masker: Masker
+    p: Scalar
+
+    def __post_init__(self) -> None:
+        check_ratio("sometimes", "p", self.p, per_image=False)
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        chosen = context.rand(context.batch, 1) < scalar_at(self.p, context.progress)
+        return self.masker._draw(context) & chosen
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.masker)}.sometimes({self.p!r})"
+
+
+@dataclass(frozen=True, repr=False)
+class Rolled(_Moved):
+    """Shifts each mask around the grid's edges by a random offset: ``a.rolled()``.
+
+    Rectangles that must lie inside the grid hide its centre far more often than its corners; after
+    the shift every patch is hidden equally often, at the price that a rectangle may come apart into
+    two or four at the edges. CAPI shifts its blocks so (Darcet et al., 2025), and DINOv3 offers it.
+
+    >>> import maskdistill as md
+    >>> md.BlockMasker(0.3).rolled()
+    BlockMasker(0.3).rolled()
+    """
+
+    masker: Masker
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        height, width = context.grid
+        down, right = context.rand(2, context.batch, 1)
+        rows = torch.arange(height, device=context.device) - (down * height).floor()
+        columns = torch.arange(width, device=context.device) - (right * width).floor()
+        source = (rows.long() % height * width)[:, :, None] + (columns.long() % width)[:, None, :]
+        return self.masker._draw(context).gather(1, source.flatten(1))
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.masker)}.rolled()"
+
+
+@dataclass(frozen=True, repr=False)
+class InUnits(_Wrapped):
+    """Draws on a coarser grid of units, each hidden as a whole: ``a.in_units(size)``.
+
+    >>> import maskdistill as md
+    >>> md.RandomMasker(0.5).in_units(2)(1, (2, 4)).unflatten(1, (2, 4)).sum()
+    tensor(4)
+
+    A unit is ``size`` x ``size`` patches; units at the right and lower edge are cut where the grid
+    ends. SimMIM hides units of 32 pixels (Xie et al., 2022).
+    """
+
+    masker: Masker
+    size: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"in_units: size must be an int >= 1; got {self.size!r}.")
+        if self.masker.needs:
+            raise ValueError(
+                f"in_units: {self.masker!r} needs the signal(s) {sorted(self.masker.needs)}, which "
+                "are per patch, not per unit. Draw it on the coarser grid yourself, with a signal "
+                "that is averaged over the units."
+            )
+
+    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
+        """Return the count, if it is fixed and the units fill the grid."""
+        units = self._units(grid)
+        count = self.masker.fixed_count(units, progress)
+        if count is None:
+            return None
+        if count in (0, units[0] * units[1]):
+            return grid[0] * grid[1] if count else 0
+        whole = units[0] * self.size == grid[0] and units[1] * self.size == grid[1]
+        return count * self.size**2 if whole else None
+
+    def _units(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return -(-grid[0] // self.size), -(-grid[1] // self.size)
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        units = self.masker._draw(context.replaced(grid=self._units(context.grid)))
+        mask = units.unflatten(1, self._units(context.grid))
+        mask = mask.repeat_interleave(self.size, 1).repeat_interleave(self.size, 2)
+        cut: Tensor = mask[:, : context.grid[0], : context.grid[1]]
+        return cut.flatten(1)
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.masker)}.in_units({self.size!r})"
+
+
+@dataclass(frozen=True, repr=False)
+class Mixture(Masker):
+    """Masks each image with one of several maskers, chosen by weight.
+
+    Each view of an image chooses anew; around it, ``.same_in_views()`` makes them agree.
+
+    >>> Mixture({RandomMasker(0.3): 0.5, NoMasker(): 0.5})  # doctest: +SKIP
+    Mixture({RandomMasker(0.3): 0.5, NoMasker(): 0.5})
+
+    Args:
+        weights: probability of each masker, numbers or schedules, summing to 1.
+
+    Raises:
+        ValueError: no masker, a weight out of [0, 1], or weights that do not sum to 1.
+    """
+
+    weights: Mapping[Masker, Scalar]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weights, Mapping) or not self.weights:
+            raise ValueError(
+                f"Mixture: weights must be a non-empty dict of masker: probability; "
+                f"got {self.weights!r}."
+            )
+        for masker, weight in self.weights.items():
+            if not isinstance(masker, Masker):
+                raise ValueError(f"Mixture: every key must be a masker; got {masker!r}.")
+            check_ratio("Mixture", f"the weight of {masker!r}", weight, per_image=False)
+        for progress in moments(*self.weights.values()):
+            total = sum(scalar_at(w, progress) for w in self.weights.values())
+            if abs(total - 1.0) > 1e-6:
+                raise ValueError(
+                    f"Mixture: weights must sum to 1; at progress {progress:g} they sum to "
+                    f"{total:g}. Equal maskers count once: a dict keeps the last of equal keys."
+                )
+        object.__setattr__(self, "weights", dict(self.weights))  # the caller may change his
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What any of the maskers needs."""
+        return frozenset().union(*(masker.needs for masker in self.weights))
+
+    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
+        """Return the count that all maskers agree on, if they do."""
+        counts = {masker.fixed_count(grid, progress) for masker in self.weights}
+        return counts.pop() if len(counts) == 1 else None
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        weights = [scalar_at(w, context.progress) for w in self.weights.values()]
+        where = context.rand(context.batch, 1)
+        mask = torch.zeros(context.batch, context.patches, dtype=torch.bool, device=context.device)
+        low = 0.0
+        for index, (masker, weight) in enumerate(zip(self.weights, weights, strict=True)):
+            # The last interval is open-ended: rounding must leave no image without a masker.
+            high = low + weight if index < len(weights) - 1 else 2.0
+            mask = mask | (masker._draw(context) & (where >= low) & (where < high))
+            low = high
+        return mask
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.weights.items()))
+
+
+def complete(mask: Tensor, count: int | Tensor, context: MaskContext) -> Tensor:
+    """Trim or top up each row of ``mask`` at random until it hides exactly ``count``."""
+    order = context.rand(*mask.shape)
+    if not context.may_ask:
+        return top_k(mask + order, count)
+    rows = (mask.sum(dim=1) != count).nonzero().squeeze(1)  # leave alone what is exact already
+    some = count[rows] if isinstance(count, Tensor) else count
+    return mask.index_copy(0, rows, top_k(mask[rows] + order[rows], some))
+
+
+def _operand(masker: Masker) -> str:
+    return f"({masker!r})" if isinstance(masker, (_Pair, Complement)) else repr(masker)
+
+
+@dataclass(frozen=True, repr=False)
+class Shared(_Moved):
+    """Draws one mask for the whole batch: ``a.shared()``.
+
+    >>> import maskdistill as md
+    >>> mask = md.RandomMasker(0.5).shared()(8, (7, 7))
+    >>> bool((mask == mask[0]).all())
+    True
+
+    As MSN does (Assran et al., 2022). All views that are drawn together have it, too.
+
+    Raises:
+        ValueError: a masker that follows a signal of each image.
+    """
+
+    masker: Masker
+
+    def __post_init__(self) -> None:
+        if self.masker.needs:
+            raise ValueError(
+                f"shared: {self.masker!r} follows {sorted(self.masker.needs)} of each image, so "
+                "one mask cannot serve the whole batch."
+            )
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        row = self.masker._draw(context.replaced(batch=1, signals={}, views=1))
+        return row.expand(context.batch, -1).clone()
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.masker)}.shared()"
+
+
+@dataclass(frozen=True, repr=False)
+class SameInViews(_Moved):
+    """Draws one mask per image, the same in all its views of one size: ``a.same_in_views()``.
+
+    >>> import maskdistill as md
+    >>> policy = md.ViewPolicy.symmetric(md.RandomMasker(0.5).same_in_views())
+    >>> masks = policy([torch.zeros(4, 3, 32, 32)] * 2, patch_size=8)
+    >>> bool(torch.equal(masks.student[0], masks.student[1]))
+    True
+    >>> bool(torch.equal(masks.student[0], masks.teacher[0]))
+    True
+
+    Within one step of a policy **all mentions are one draw**, in both roles: so the teacher sees
+    what the student does not where one has ``a.same_in_views()`` and the other
+    ``~a.same_in_views()``. A guided masker follows the signal of the first view.
+    """
+
+    masker: Masker
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        return _once_per_image(self, self.masker, context).repeat(context.views, 1)
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.masker)}.same_in_views()"
+
+
+@dataclass(frozen=True, repr=False)
+class ComplementaryViews(_Wrapped):
+    """Draws one mask per image; every second view hides the rest: ``a.complementary_views()``.
+
+    >>> import maskdistill as md
+    >>> masker = md.RandomMasker(0.5).complementary_views()
+    >>> first, second = masker(8, (14, 14), views=2).chunk(2)
+    >>> bool((first ^ second).all())
+    True
+
+    The views agree patch by patch, wherever their crops lie in the image; ``SceneMasker`` relates
+    them by place. Within one step of a policy all mentions are one draw, as in ``same_in_views``.
+    """
+
+    masker: Masker
+
+    def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
+        """Return the count, if it is half of the patches; else views differ."""
+        count = self.masker.fixed_count(grid, progress)
+        return count if count is not None and 2 * count == grid[0] * grid[1] else None
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        mask = _once_per_image(self, self.masker, context)
+        return torch.cat([mask if view % 2 == 0 else ~mask for view in range(context.views)])
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.masker)}.complementary_views()"
+
+
+@dataclass(frozen=True, repr=False)
+class Total(_Wrapped):
+    """Makes an image's views together hide exactly round(ratio * V * N): ``a.total(ratio)``.
+
+    >>> import maskdistill as md
+    >>> masker = md.RandomMasker(md.Uniform(0.1, 0.9)).total(0.5)
+    >>> first, second = masker(8, (14, 14), views=2).chunk(2)
+    >>> (first.sum(dim=1) + second.sum(dim=1)).unique()
+    tensor([196])
+
+    Trims or tops up at random, over all V views of one size at once, so a view that hides more is
+    paid for by another that hides less.
+    """
+
+    masker: Masker
+    ratio: Ratio
+
+    def __post_init__(self) -> None:
+        check_ratio("total", "ratio", self.ratio)
+
+    def _draw(self, context: MaskContext) -> Tensor:
+        height, width = context.grid
+        views, images = context.views, context.images
+        joined = context.replaced(batch=images, grid=(views * height, width), views=1)
+        mask = self.masker._draw(context).view(views, images, context.patches)
+        mask = mask.transpose(0, 1).flatten(1)
+        mask = complete(mask, joined.count(self.ratio), joined)
+        return mask.view(images, views, context.patches).transpose(0, 1).flatten(0, 1)
+
+    def __repr__(self) -> str:
+        return f"{_operand(self.masker)}.total({self.ratio!r})"
+
+
+def _once_per_image(key: Masker, masker: Masker, context: MaskContext) -> Tensor:
+    """Draw for the first views alone, or find what was drawn for this grid before."""
+    return context.once(
+        (key, context.grid, context.images), lambda: masker._draw(context.first_view())
+    )

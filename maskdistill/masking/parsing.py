@@ -8,20 +8,31 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from maskdistill.masking.algebra import Mixture
-from maskdistill.masking.base import Masker
-from maskdistill.masking.blocks import BlockMasker
+from maskdistill.masking.base import Masker, Mixture
 from maskdistill.masking.geometry import SceneMasker
-from maskdistill.masking.guided import AttentionGuidedMasker, AttentionHintMasker, SignalMasker
-from maskdistill.masking.multiblock import MultiBlockMasker
-from maskdistill.masking.noise import ColorNoiseMasker
-from maskdistill.masking.parts import PartMasker
-from maskdistill.masking.ratios import Stratified, Uniform
-from maskdistill.masking.rectangles import SingleBlockMasker, SquaresMasker
-from maskdistill.masking.regular import CheckerboardMasker, GridMasker
-from maskdistill.masking.schedules import Cosine, Linear, Quadratic, Steps, WarmUp
-from maskdistill.masking.similarity import ClusterMasker, DPPMasker
-from maskdistill.masking.uniform import BernoulliMasker, NoMasker, RandomMasker
+from maskdistill.masking.guided import (
+    AttentionGuidedMasker,
+    AttentionHintMasker,
+    ClusterMasker,
+    DPPMasker,
+    PartMasker,
+    SignalMasker,
+)
+from maskdistill.masking.ratios import Cosine, Linear, Quadratic, Steps, Stratified, Uniform, WarmUp
+from maskdistill.masking.rectangles import (
+    BlockMasker,
+    MultiBlockMasker,
+    SingleBlockMasker,
+    SquaresMasker,
+)
+from maskdistill.masking.uniform import (
+    BernoulliMasker,
+    CheckerboardMasker,
+    ColorNoiseMasker,
+    GridMasker,
+    NoMasker,
+    RandomMasker,
+)
 
 _NAMES: Mapping[str, Callable[..., Any]] = {
     kind.__name__: kind

@@ -1,10 +1,13 @@
 """The networks: a mask-taking adapter around any ViT, and the multi-crop wrapper."""
 
-from maskdistill.models.adapter import MaskedViT
 from maskdistill.models.attention import AttentionRecord, Query
-from maskdistill.models.create import backbone_arguments, create_backbone
-from maskdistill.models.multicrop import MultiCropOutput, MultiCropWrapper
-from maskdistill.models.support import ModelSupport, supported_models
+from maskdistill.models.backbones import (
+    ModelSupport,
+    backbone_arguments,
+    create_backbone,
+    supported_models,
+)
+from maskdistill.models.masked_vit import MaskedViT, MultiCropOutput, MultiCropWrapper
 from maskdistill.models.weights import LoadedWeights, load_weights
 
 __all__ = [

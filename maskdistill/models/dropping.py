@@ -8,8 +8,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from maskdistill.applying import drop_tokens, visible_indices
-from maskdistill.models.layouts import Grid, upsample
 from maskdistill.models.probing import (
     NO_ONE_PLACE,
     image_size_of,
@@ -22,6 +20,7 @@ from maskdistill.models.probing import (
     whole_patches,
 )
 from maskdistill.models.request import Request
+from maskdistill.models.tokens import Grid, drop_tokens, upsample, visible_indices
 
 _WINDOWS = "its attention runs in windows, which need the whole grid of tokens"
 _GRID = "it pools or convolves its tokens as a grid, which needs all of them"

@@ -6,9 +6,12 @@ from maskdistill.plotting.attention import (
     plot_attention_heads,
     plot_attention_strip,
 )
-from maskdistill.plotting.bands import plot_occlusion, plot_training_bands
-from maskdistill.plotting.curves import plot_curves
-from maskdistill.plotting.intervals import plot_intervals
+from maskdistill.plotting.curves import (
+    plot_curves,
+    plot_intervals,
+    plot_occlusion,
+    plot_training_bands,
+)
 from maskdistill.plotting.masks import plot_masker, plot_view_masks
 from maskdistill.plotting.pixels import attention_pixels, masked_pixels, outlined_pixels
 from maskdistill.plotting.video import attention_video

@@ -26,7 +26,7 @@ from maskdistill.plotting.style import (
     new_figure,
     wrapped,
 )
-from maskdistill.views import ViewMasks, ViewPolicy
+from maskdistill.policies import ViewMasks, ViewPolicy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from maskdistill.plotting.attention import chosen_steps
+from maskdistill.plotting.attention import Scale, Sheet, brightest, check_sheet, chosen_steps
 from maskdistill.plotting.pixels import Look, Pixels
-from maskdistill.plotting.sheet import Scale, Sheet, brightest, check_sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

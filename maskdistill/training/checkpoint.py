@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import dataclasses
 import hashlib
+import itertools
+import json
 import os
+import platform
 import re
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
+import numpy as np
 import torch
+
+from maskdistill.data.writing import replace_durably
+from maskdistill.policies import ViewPolicy
+from maskdistill.training.config import TrainingConfig
+from maskdistill.training.distributed import Agreement, gathered, load_gathered, load_moments
+from maskdistill.training.step import TrainState
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -191,35 +203,6 @@ def remove_unfinished(out: Path) -> None:
             path.unlink()
 
 
-def replace_durably(temporary: Path, path: Path) -> None:
-    """Rename a file that is flushed already, and flush the rename."""
-    temporary.replace(path)
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that knows no such thing
-            raise
-    finally:
-        os.close(folder)
-
-
-def write_durably(content: str | bytes, path: Path) -> None:
-    """Write a file so that the old content or the new is there, whatever happens."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        replace_durably(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 class _HashingFile:
     """A file that is only written to, and that knows the checksum of what it was given."""
 
@@ -286,3 +269,307 @@ def _is_damaged(path: Path) -> bool:
         return name is not None and _checksum(path) != name[2]
     except OSError:
         return False
+
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+# By process too: a forked one has a copy of this, and not the locks.
+_held: dict[tuple[int, Path], int] = {}
+
+
+@contextlib.contextmanager
+def hold_folder(out: Path) -> Iterator[None]:
+    """Keep other processes from writing a run into the same folder while the context lasts.
+
+    The system lets go of the lock when the process ends, however it ends. Within a process it may
+    be taken again, as the main job and ``Trainer.fit`` do. The lock is the process's own and is not
+    inherited by a loader's workers, which may outlive a killed run for some seconds.
+
+    Args:
+        out: folder of the run; made if it is not there.
+
+    Raises:
+        BlockingIOError: another run holds it.
+        OSError: it cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"the output folder {out} cannot be made: {error}. Choose --out."
+        ) from None
+    key = (os.getpid(), out.resolve())
+    if fcntl is None or _held.get(key):
+        _held[key] = _held.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            _held[key] -= 1
+        return
+    with (out / LOCK).open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise _in_use(out) from None
+        except OSError as error:  # such as on a Lustre that is mounted without locks
+            warnings.warn(
+                f"{out} lies on a file system without locks ({error.strerror}): nothing keeps a "
+                "second run from writing there.",
+                UserWarning,
+                stacklevel=4,
+            )
+        file.truncate(0)
+        holder = {"host": platform.node(), "process": os.getpid(), "launch": launch()}
+        file.write(json.dumps(holder) + "\n")
+        file.flush()
+        _held[key] = 1
+        try:
+            yield
+        finally:
+            _held[key] = 0
+
+
+def refuse_if_held(out: Path) -> None:
+    """Raise what `hold_folder` would if another run holds the folder; write nothing.
+
+    Raises:
+        BlockingIOError: another run holds it.
+    """
+    path = out / LOCK
+    if fcntl is None or _held.get((os.getpid(), out.resolve())) or not path.is_file():
+        return
+    with contextlib.suppress(PermissionError), path.open("r+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise _in_use(out) from None
+        except OSError:  # no locks here
+            return
+
+
+def launch() -> str | None:
+    """Name the ``torchrun`` that started this process: the same after a restart, unlike others.
+
+    None without ``torchrun``. The name is that of the agent's process on this machine, since the
+    id that torchrun gives to a launch is "none" unless one is asked for.
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id is None:
+        return None
+    agent, since = os.getppid(), ""
+    with contextlib.suppress(OSError, IndexError):  # numbers of processes are used again
+        since = Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{run_id} {platform.node()} {agent} {since}"
+
+
+def choose_folder(
+    out: Path | None,
+    name: str,
+    *,
+    resume: bool = False,
+    auto_resume: bool = False,
+    restart: bool = False,
+) -> tuple[Path, bool]:
+    """Return the folder to write to, and whether to go on with the run in it; write nothing.
+
+    >>> choose_folder(None, "dino-asymmetric-seed0")  # doctest: +SKIP
+    (PosixPath('runs/dino-asymmetric-seed0'), False)
+
+    Args:
+        out: the folder; None is a new one in ``runs/``, or after a restart by ``torchrun`` the one
+            that this run had begun.
+        name: of a new folder; a number is added if there is one of that name.
+        resume: go on with the run there, which must be.
+        auto_resume: go on if there is one.
+        restart: ``torchrun --max-restarts`` started the run anew, which implies ``auto_resume``.
+
+    Raises:
+        FileExistsError: it holds a run, which is not to be resumed.
+        FileNotFoundError: there is nothing to resume.
+        BlockingIOError: another run is writing there.
+        ValueError: it cannot be written to, or a run to resume was not named.
+    """
+    if out is None:
+        if resume or auto_resume:
+            option = "--resume" if resume else "--auto-resume"
+            raise ValueError(f"{option} needs --out: the folder of the run to go on with.")
+        out = _new_folder(name, restart)
+    refuse_if_held(out)
+    there = bool(checkpoint_files(out))
+    if there and not (resume or auto_resume or restart):
+        raise FileExistsError(
+            f"{out} holds a run already. Go on with it by --resume, or choose another --out."
+        )
+    if resume and not there:
+        raise FileNotFoundError(f"there is no checkpoint in {out / FOLDER} to resume from.")
+    above = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "is no folder" if not above.is_dir() else "is not writable"
+        raise ValueError(f"cannot write to {out}: {above} {why}. Choose another --out.")
+    return out, there
+
+
+def _new_folder(name: str, restart: bool) -> Path:
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    for folder in (Path("runs") / each for each in itertools.chain([name], numbered)):
+        if not folder.exists():
+            return folder
+        mine = launch()
+        if restart and mine is not None and _holder(folder).get("launch") == mine:
+            return folder
+    raise AssertionError("the numbers have no end")
+
+
+def _holder(out: Path) -> dict[str, Any]:
+    try:
+        holder = json.loads((out / LOCK).read_text())
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _in_use(out: Path) -> BlockingIOError:
+    holder = _holder(out)
+    who = f"process {holder['process']} on {holder['host']}" if holder else "another process"
+    return BlockingIOError(
+        f"{out} is in use: {who} is writing its run there. Wait for its end, or choose another "
+        "folder (--out)."
+    )
+
+
+# What may differ between a run and its resumption without changing the result.
+_FREE = {
+    "device", "workers", "views", "log_every", "checkpoint_every", "keep_checkpoints",
+    "milestone_every", "health_every", "wandb",
+    # These to rounding, and but for what drop path draws: see docs/distributed.md.
+    "accumulate", "compile", "sharding",
+}  # fmt: skip
+
+
+def state_content(state: TrainState) -> dict[str, Any]:
+    """Return the tensors of a run; all processes call it, for some states are spread over them."""
+    return {
+        "student": gathered(state.student_net.state_dict()),
+        "teacher": gathered(state.teacher.state_dict()),
+        "objective": state.objective.state_dict(),
+        "optimizer": gathered(state.optimizer.state_dict()),
+    }
+
+
+def restore_state(state: TrainState, content: dict[str, Any]) -> None:
+    """Put the tensors of `state_content` back; all processes call it.
+
+    They are taken out of ``content``, so that the memory does not hold everything twice.
+    """
+    load_gathered(state.student_net, content.pop("student"))
+    load_gathered(state.teacher, content.pop("teacher"))
+    state.objective.load_state_dict(content.pop("objective"))
+    load_moments(state.optimizer, content.pop("optimizer"))
+
+
+def identity(
+    config: TrainingConfig,
+    policy: ViewPolicy,
+    images: Any,
+    count: int,
+    world: int,
+    precision: str,
+) -> dict[str, Any]:
+    """Return what a checkpoint must agree on with the run that resumes it.
+
+    Args:
+        config: of the run, resolved.
+        policy: that it trains under.
+        images: to train on.
+        count: of them.
+        world: number of processes.
+        precision: of the run; what "auto" means depends on the device.
+    """
+    fields = {field.name for field in dataclasses.fields(TrainingConfig)}
+    return {
+        "config": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(config).items()
+            if name in fields
+        },
+        "policy": repr(policy),
+        "images": count,
+        "fingerprint": fingerprint(images),
+        "world": world,
+        "precision": precision,
+    }
+
+
+def fingerprint(images: Any) -> str | None:
+    """Return what tells a data set from another, wherever it lies; None where nothing does.
+
+    It is the data set's own ``fingerprint``, a string, where it has one, and else a hash of its
+    ``labels`` in their order, which costs next to nothing.
+    """
+    own = getattr(images, "fingerprint", None)
+    if isinstance(own, str):
+        return own
+    labels = getattr(images, "labels", None)
+    if labels is None:
+        return None
+    # Not of the bytes in memory alone: machines differ in the width and order of integers.
+    array = np.asarray(labels)
+    if array.dtype.kind in "biu":
+        content = np.ascontiguousarray(array, dtype="<i8").tobytes()
+    elif array.dtype.kind in "fUS":
+        content = repr(array.tolist()).encode()
+    else:  # a method of that name, or objects whose text may differ from run to run
+        return None
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def check_same(was: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with a run whose identity was another.
+
+    Raises:
+        ValueError: names each setting that was different.
+    """
+    changed = [
+        f"{name} was {was['config'].get(name)!r} and is {value!r}"
+        for name, value in now["config"].items()
+        if name not in _FREE and was["config"].get(name) != value
+    ]
+    names = {"policy": "policy", "images": "images", "world": "the number of processes"}
+    if was["config"].get("precision") == now["config"]["precision"]:  # else it was said above
+        names["precision"] = f"the precision, {now['config']['precision']} on this device,"
+    changed += [
+        f"{words} was {was[name]!r} and is {now[name]!r}"
+        for name, words in names.items()
+        if name in was and was[name] != now[name]
+    ]
+    if was["images"] == now["images"] and was["fingerprint"] != now["fingerprint"]:
+        changed.append(
+            f"the data are as many images, but not the same or in another order (fingerprint was "
+            f"{was['fingerprint']} and is {now['fingerprint']})"
+        )
+    if changed:
+        raise ValueError(
+            "the checkpoint belongs to other settings, with which the run cannot be resumed "
+            f"exactly: {'; '.join(changed)}. Resume with the same settings, or start anew."
+        )
+
+
+def find_checkpoint(out: Path, agreement: Agreement) -> FoundCheckpoint:
+    """Return the newest usable checkpoint, the same one in all processes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: none can be used.
+    """
+    found: list[FoundCheckpoint] = []
+
+    def look() -> tuple[Path, tuple[str, ...]]:
+        found.append(latest_checkpoint(out))
+        return found[0].path, found[0].skipped
+
+    path, skipped = agreement.by_main(look)
+    return found[0] if found else FoundCheckpoint(path, read_checkpoint(path), skipped)

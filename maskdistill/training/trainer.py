@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,33 +15,350 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from maskdistill.data.augment import Crops, MultiCrop, normalize
-from maskdistill.data.loading import LoaderError, deaths_explained, derive_seed
+from maskdistill.data.crops import Crops, MultiCrop, normalize
+from maskdistill.data.loading import (
+    BatchStream,
+    DoesNotFitError,
+    LoaderError,
+    ResidentImages,
+    cores,
+    crop_batches,
+    deaths_explained,
+    derive_seed,
+    free_memory,
+    steps_per_epoch,
+)
 from maskdistill.data.shards import Shards
-from maskdistill.models import MaskedViT, MultiCropWrapper
-from maskdistill.training.agreement import Agreement
-from maskdistill.training.build import build_state
-from maskdistill.training.checkpoint import FoundCheckpoint, checkpoint_files
-from maskdistill.training.config import TrainingConfig
-from maskdistill.training.distributed import Processes, start_processes
-from maskdistill.training.feeding import Feed, moved
-from maskdistill.training.folder import hold_folder
-from maskdistill.training.health_signs import health_due, measure_health
-from maskdistill.training.interruption import SignalWatch, StopRequest, TrainingInterrupted
-from maskdistill.training.keeping import CollapseWarning as CollapseWarning
-from maskdistill.training.keeping import NonFiniteLossError as NonFiniteLossError
-from maskdistill.training.keeping import RunKeeper
-from maskdistill.training.resuming import (
+from maskdistill.models import MaskedViT, MultiCropWrapper, create_backbone
+from maskdistill.models.probing import evaluating
+from maskdistill.models.speed import compile_blocks, unfuse_attention
+from maskdistill.objectives import DINOHead, DINOLoss
+from maskdistill.policies import OF_EVERY_VIEW, ViewPolicy
+from maskdistill.training.checkpoint import (
+    FoundCheckpoint,
     check_same,
+    checkpoint_files,
     find_checkpoint,
+    hold_folder,
     identity,
     restore_state,
     state_content,
 )
-from maskdistill.training.schedules import cosine_with_warmup, linear_by_epoch
-from maskdistill.training.step import StepMetrics, StepSettings, train_step
-from maskdistill.training.wandb_run import import_wandb, wandb_project
-from maskdistill.views import ViewPolicy
+from maskdistill.training.config import TrainingConfig, cosine_with_warmup, linear_by_epoch
+from maskdistill.training.distributed import Agreement, Processes, replicate, shard, start_processes
+from maskdistill.training.interruption import SignalWatch, StopRequest, TrainingInterrupted
+from maskdistill.training.logging import CollapseWarning as CollapseWarning
+from maskdistill.training.logging import NonFiniteLossError as NonFiniteLossError
+from maskdistill.training.logging import (
+    RunKeeper,
+    health_due,
+    import_wandb,
+    measure_health,
+    wandb_project,
+)
+from maskdistill.training.step import (
+    StepMetrics,
+    StepSettings,
+    TrainState,
+    make_teacher,
+    parameter_groups,
+    train_step,
+)
+
+
+def build_state(
+    config: TrainingConfig,
+    policy: ViewPolicy,
+    processes: Processes,
+    backbone: nn.Module | None = None,
+) -> TrainState:
+    """Build a fresh student, its teacher, the objective and the optimiser.
+
+    Args:
+        config: resolved settings; the weights depend on its seed alone.
+        policy: that the networks will train under.
+        processes: where to compute.
+        backbone: a ViT to train instead of ``config.model``.
+
+    Raises:
+        ValueError: settings, model and policy that do not go together.
+    """
+    assert config.out_dim is not None, "the settings must be resolved"
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(config.seed, "weights"))
+        if backbone is None:
+            backbone = create_backbone(
+                config.model,
+                config.image_size,
+                config.patch_size,
+                local_size=config.local_size,
+                depth=config.depth,
+                drop_path=config.drop_path,
+            )
+        vit = MaskedViT(backbone, config.apply)
+        head = DINOHead(
+            _embedding_width(vit, config),
+            config.out_dim,
+            hidden_dim=config.hidden_dim,
+            bottleneck_dim=config.bottleneck_dim,
+            norm_last_layer=config.norm_last_layer,
+        )
+    if processes.device.type == "cpu" and (
+        config.precision == "bfloat16" or _is_short(vit, config)
+    ):
+        unfuse_attention(vit)
+    student = MultiCropWrapper(vit, head).to(processes.device)
+    _check_policy(policy, config, vit)
+    if vit.mask_token is not None and not policy.masks_student:
+        # Without a gradient it would stop data parallelism.
+        vit.mask_token.requires_grad_(False)
+    for parameter in classifier_parameters(
+        backbone
+    ):  # nor has it one: it lies behind the embedding
+        parameter.requires_grad_(False)
+    objective = DINOLoss(
+        config.out_dim,
+        student_temp=config.student_temp,
+        center_momentum=config.center_momentum,
+        centering=config.centering,
+    ).to(processes.device)
+    teacher = make_teacher(student)
+    if config.compile:
+        for network in (student, teacher):
+            compile_blocks(network.backbone.backbone)
+    wrapped: nn.Module = student
+    if config.sharding == "fsdp" and processes.world > 1:
+        for network in (student, teacher):
+            shard(network)
+        with torch.no_grad():  # FSDP2 must see the whole network before its backbone alone
+            teacher([_empty_image(vit, config.image_size)])
+    elif processes.world > 1:
+        wrapped = replicate(student, processes.device)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(student, decay_tokens=config.decay_tokens), fused=True
+    )
+    return TrainState(wrapped, teacher, objective, optimizer)
+
+
+def classifier_parameters(backbone: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a timm model's classifier, or classifiers."""
+    find = getattr(backbone, "get_classifier", None)
+    found = find() if callable(find) else ()
+    heads = found if isinstance(found, (tuple, list)) else (found,)
+    return [p for head in heads if isinstance(head, nn.Module) for p in head.parameters()]
+
+
+def _is_short(vit: MaskedViT, config: TrainingConfig) -> bool:
+    """Say whether sequences are so short that fused attention is the slower one on a CPU."""
+    rows, columns = vit.grid(config.image_size, config.image_size)
+    return rows * columns <= 128
+
+
+def _check_policy(policy: ViewPolicy, config: TrainingConfig, vit: MaskedViT) -> None:
+    apply = getattr(policy, "apply", config.apply)  # a preset says how it is applied
+    if apply != config.apply and policy.masks_student:
+        raise ValueError(
+            f"{policy!r} is applied by {apply!r}, but the settings say {config.apply!r}. Set "
+            f"apply={apply!r}, or take its masks alone: ViewPolicy(student_global=...)."
+        )
+    unknown = sorted(policy.needs - {"attention"} - OF_EVERY_VIEW)
+    if unknown:
+        raise ValueError(
+            f"the policy needs the signal(s) {unknown}, but the trainer supplies 'attention' and "
+            f"{sorted(OF_EVERY_VIEW)} only. "
+            "Supply others in a loop of your own, with policy.student_masks(...)."
+        )
+    if policy.global_crops != 2:
+        raise ValueError(
+            f"DINO's multi-crop has 2 global crops; the policy is for {policy.global_crops}. Its "
+            "masker serves in a policy of your own: ViewPolicy(student_global=...)."
+        )
+    if "attention" in policy.needs:
+        vit.attention(_empty_image(vit, config.image_size))  # refuses a model that has none
+    if config.apply == "drop":
+        _check_drop(policy, config, vit)
+
+
+def _check_drop(policy: ViewPolicy, config: TrainingConfig, vit: MaskedViT) -> None:
+    if "attention" in policy.needs and policy.teacher_global is not None:
+        raise ValueError(
+            "apply='drop' with teacher_global leaves the teacher without attention to the patches "
+            f"it does not see, but {policy.student_global!r} needs it. Use apply='token'."
+        )
+    assert config.local_size is not None
+    for masker, size in (
+        (policy.student_global, config.image_size),
+        (policy.student_local, config.local_size),
+        (policy.teacher_global, config.image_size),
+    ):
+        rows, columns = vit.grid(size, size)
+        for progress in (i / 64 for i in range(65)):
+            count = 0 if masker is None else masker.fixed_count((rows, columns), progress)
+            if count is None:
+                raise ValueError(
+                    f"apply='drop' needs a masker that hides the same number of patches in every "
+                    f"image, and {masker!r} may not. Use .exactly(ratio), or apply='token'."
+                )
+            if count == rows * columns:
+                raise ValueError(
+                    f"apply='drop' with {masker!r} leaves no patch of a {rows}x{columns} grid. "
+                    "Use a smaller ratio."
+                )
+
+
+def _empty_image(vit: MaskedViT, size: int) -> torch.Tensor:
+    return torch.zeros(1, 3, size, size, device=next(vit.parameters()).device)
+
+
+def _embedding_width(vit: MaskedViT, config: TrainingConfig) -> int:
+    """Return the width of the embeddings of crops of all sizes; refuses sizes it does not take."""
+    assert config.local_size is not None
+    sizes = (config.local_size, config.image_size)
+    with torch.no_grad(), evaluating(vit):
+        widths = [vit.embed(_empty_image(vit, size)).shape[1] for size in sizes]
+    return int(widths[-1])
+
+
+_SHARE = 0.25
+"""Of the memory that is free before the first step, when neither activations nor the optimiser's
+moments are there yet: what images may take that nobody asked to have on the device."""
+
+
+class Feed:
+    """Hands out the crops of each step of a run, from any step on.
+
+    Args:
+        images: a data set of ``(RGB image, label)`` pairs, or ``Shards``.
+        config: of the run; ``config.views`` says where crops are cut.
+        processes: of the run.
+        agreement: among the processes.
+
+    Attributes:
+        count: images in the data.
+        steps_per_epoch: of this process, full batches alone.
+
+    Raises:
+        ValueError: fewer images than one step takes, or shards whose crops are to be cut on the
+            device.
+    """
+
+    def __init__(
+        self, images: Any, config: TrainingConfig, processes: Processes, agreement: Agreement
+    ) -> None:
+        self.images, self.config, self.processes = images, config, processes
+        self._agreement = agreement
+        self.count = len(images)
+        self._resident: ResidentImages | None = None
+        if isinstance(images, Shards):
+            if config.views == "device":
+                raise ValueError(
+                    "shards stream, so their crops cannot be cut out of the device's memory; leave "
+                    "out --views device."
+                )
+            self.steps_per_epoch = self._shard_stream(0, 1).steps_per_epoch
+        else:
+            self.steps_per_epoch = steps_per_epoch(self.count, config.batch_size, processes.world)
+
+    @property
+    def workers(self) -> int:
+        """Loader processes: as set, else all cores it may use but one, shared out here."""
+        if self.config.workers is not None:
+            return self.config.workers
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return min(max(cores() // here - 1, 0), 8)
+
+    def batches(self, transform: MultiCrop, start: int, stop: int) -> Iterator[Crops]:
+        """Yield the crops of the steps from ``start`` up to but without ``stop``.
+
+        Nothing is read before the first step is asked for, which all processes must do alike.
+
+        Raises:
+            LoaderError: while iterating: a worker died.
+            DoesNotFitError: while iterating: the device has no room for ``views="device"``.
+        """
+        if isinstance(self.images, Shards):
+            return self._from_shards(transform, start, stop)
+        return self._from_images(transform, start, stop)
+
+    def _from_images(self, transform: MultiCrop, start: int, stop: int) -> Iterator[Crops]:
+        if start >= stop:  # nothing is decoded for a run that is finished
+            return
+        stream = BatchStream(
+            self.count,
+            self.config.batch_size,
+            start=start,
+            stop=stop,
+            seed=self.config.seed,
+            rank=self.processes.rank,
+            world=self.processes.world,
+        )
+        yield from crop_batches(
+            self._resident_images() or self.images,
+            transform,
+            stream,
+            seed=self.config.seed,
+            workers=self.workers,
+            device=self.processes.device,
+        )
+
+    def _resident_images(self) -> ResidentImages | None:
+        """Decode the images into the device's memory, if that is wanted and they fit."""
+        views, device = self.config.views, self.processes.device
+        if views == "workers" or (views == "auto" and device.type != "cuda"):
+            return None
+        if self._resident is None:
+            limit = self._careful_limit() if views == "auto" else None
+            try:
+                with deaths_explained(self.workers):
+                    self._resident = ResidentImages(
+                        self.images,
+                        device,
+                        workers=self.workers,
+                        limit=limit,
+                        progress_bar=self.processes.is_main,
+                    )
+            except DoesNotFitError:
+                if views == "device":
+                    raise
+        return self._resident
+
+    def _careful_limit(self) -> int:
+        """Return how many bytes images may take by themselves: on the fullest device, for all.
+
+        Crops cut on a CPU differ by a grey level or two, so no process cuts alone there.
+        """
+        free = self._agreement.gather([free_memory(self.processes.device) or 0])
+        return int(min(theirs for (theirs,) in free) * _SHARE)
+
+    def _shard_stream(self, start: int, stop: int) -> Any:
+        return self.images.stream(
+            self.config.batch_size,
+            start=start,
+            stop=stop,
+            seed=self.config.seed,
+            rank=self.processes.rank,
+            world=self.processes.world,
+        )
+
+    def _from_shards(self, transform: MultiCrop, start: int, stop: int) -> Iterator[Crops]:
+        from maskdistill.data.shards import CutCrops
+
+        stream = self._shard_stream(start, stop)
+        stream.transform = CutCrops(transform, self.config.seed)
+        pinned = self.processes.device.type == "cuda"
+        with deaths_explained(self.workers):
+            yield from stream.loader(workers=self.workers, pin_memory=pinned)
+
+
+def moved(crops: Crops, device: torch.device) -> Crops:
+    """Return crops on a device; those that lie there already stay."""
+    images, boxes, flipped = crops
+    return Crops(
+        [image.to(device, non_blocking=True) for image in images],
+        boxes.to(device, non_blocking=True),
+        flipped.to(device, non_blocking=True),
+    )
+
 
 Evaluate = Callable[[MaskedViT], dict[str, float]]
 

@@ -20,13 +20,12 @@ import pytest
 
 from maskdistill.cli import main
 from maskdistill.comparing import Cell, Study, gather, read_study
-from maskdistill.comparing.cells import folder_of, identity, orders
-from maskdistill.comparing.comparison import report
 from maskdistill.comparing.one_run import carry_out, is_done, with_folder
-from maskdistill.comparing.report import page, study_toml
+from maskdistill.comparing.report import page, report, study_toml
 from maskdistill.comparing.results import Results, sentences
+from maskdistill.comparing.running import folder_of, identity, orders
 from maskdistill.evaluation import knn_accuracies, load_backbone
-from maskdistill.job_images import open_images
+from maskdistill.training.job import open_images
 
 SETTINGS = """
 question = "Does hiding <patches> help & whom?"

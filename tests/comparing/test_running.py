@@ -19,8 +19,7 @@ import pytest
 
 import maskdistill as md
 from maskdistill.comparing import Cell, Outcome, Study, StudyInterrupted, running
-from maskdistill.comparing.cells import check_unchanged, folder_of
-from maskdistill.comparing.running import devices_at_hand, run_grid
+from maskdistill.comparing.running import check_unchanged, devices_at_hand, folder_of, run_grid
 
 # Stands in for a run: says what it is, waits where it is told to, and ends as it is told to.
 WORKER = """
@@ -107,7 +106,7 @@ def test_a_run_that_another_process_works_on_is_left_to_it(
     holder = subprocess.Popen(
         [sys.executable, "-c",
          "import sys, time; from pathlib import Path\n"
-         "from maskdistill.training.folder import hold_folder\n"
+         "from maskdistill.training.checkpoint import hold_folder\n"
          "with hold_folder(Path(sys.argv[1])):\n"
          "    print('held', flush=True); time.sleep(60)",
          str(out / "runs/none-seed0")],

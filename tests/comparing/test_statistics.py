@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from maskdistill.comparing.statistics import holm, judge, mean_interval, paired_p
+from maskdistill.comparing.results import holm, judge, mean_interval, paired_p
 
 SHARES = st.floats(0, 1)
 P_VALUES = st.lists(st.floats(0, 1), max_size=12)

@@ -12,7 +12,7 @@ import pytest
 
 import maskdistill as md
 from maskdistill.comparing import Cell, Study, read_study
-from maskdistill.comparing.study_files import TEMPLATE
+from maskdistill.comparing.study import TEMPLATE
 
 POLICIES = {"none": {"policy": "none"}, "random": {"masker": "RandomMasker(0.3)"}}
 

@@ -14,14 +14,13 @@ from maskdistill.data import (
     BatchStream,
     CropDataset,
     MultiCrop,
-    augment,
     crop_loader,
     derive_seed,
     normalize,
     resize_for_evaluation,
 )
-from maskdistill.data.augment import collate_crops
-from maskdistill.data.draws import image_keys
+from maskdistill.data import crops as augment
+from maskdistill.data.crops import collate_crops, image_keys
 from tests.data.pictures import gradient, scenes, to_pillow
 from tests.data.pil_crops import PillowCrops
 

@@ -11,9 +11,17 @@ from PIL import ImageFilter
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from maskdistill.data import MultiCrop, colour
-from maskdistill.data.colour import Colours, colour_
-from maskdistill.data.draws import BRIGHTNESS, CONTRAST, HUE, SATURATION, image_keys
+from maskdistill.data import MultiCrop
+from maskdistill.data import crops as colour
+from maskdistill.data.crops import (
+    BRIGHTNESS,
+    CONTRAST,
+    HUE,
+    SATURATION,
+    Colours,
+    colour_,
+    image_keys,
+)
 from tests.data.pictures import pictures, to_pillow
 
 NONE = {BRIGHTNESS: 1.0, CONTRAST: 1.0, SATURATION: 1.0, HUE: 0.0}

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from maskdistill.data import resampling
-from maskdistill.data.resampling import cut, cut_batch
+from maskdistill.data import crops as resampling
+from maskdistill.data.crops import cut, cut_batch
 from tests.data.pictures import scenes, to_pillow
 
 BOXES = [

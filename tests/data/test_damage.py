@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from maskdistill.data import BatchStream, CropDataset, MultiCrop, crop_loader, open_data
-from maskdistill.data.damage import Damage
-from maskdistill.data.sources import ImageDataset
+from maskdistill.data.sources import Damage, ImageDataset
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::maskdistill.data.DamagedImageWarning"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from maskdistill.data.draws import Draws, ViewRates, draw_views, image_keys
+from maskdistill.data.crops import Draws, ViewRates, draw_views, image_keys
 
 N = 20_000
 

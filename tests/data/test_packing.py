@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from maskdistill.data import DamagedDataError, DamagedImageWarning, open_data, writing
-from maskdistill.data.formats.mapped import NpzBytes
+from maskdistill.data.formats.packs import NpzBytes
 from maskdistill.data.packing import pack
 from maskdistill.data.sources import DataSplits
 from tests.data.test_sources import (

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskdistill.data.pickles import UnsafePickleError, load_arrays
+from maskdistill.data.formats.pickles import UnsafePickleError, load_arrays
 
 IMAGES = np.arange(2 * 3 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3, 3)
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskdistill.data import BatchStream, Crops, MultiCrop, resident
-from maskdistill.data.loading import LoaderError, crop_batches
-from maskdistill.data.resident import ResidentImages
+from maskdistill.data import BatchStream, Crops, MultiCrop
+from maskdistill.data import loading as resident
+from maskdistill.data.loading import LoaderError, ResidentImages, crop_batches
 from tests.data.pictures import gradient
 
 TRANSFORM = MultiCrop(16, 8, 2)

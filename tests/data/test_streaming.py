@@ -19,11 +19,18 @@ from maskdistill.data import (
     DamagedDataError,
     DamagedImageWarning,
     MultiCrop,
-    streaming,
 )
+from maskdistill.data import shards as streaming
 from maskdistill.data.packing import pack_shards
-from maskdistill.data.shards import ShardError, Shards, open_shards, read_shard
-from maskdistill.data.streaming import CutCrops, ShardSample, ShardStream
+from maskdistill.data.shards import (
+    CutCrops,
+    ShardError,
+    Shards,
+    ShardSample,
+    ShardStream,
+    open_shards,
+    read_shard,
+)
 from tests.data.test_sources import CLASSES, encoded, identity
 
 pytestmark = [

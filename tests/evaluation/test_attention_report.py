@@ -13,15 +13,22 @@ from torch import Tensor, nn
 import maskdistill as md
 from maskdistill.data import Scenes, normalize
 from maskdistill.evaluation import attention_jaccard
-from maskdistill.evaluation.attention import pointing_game
-from maskdistill.evaluation.attention_report import attention_quality, reinitialised
-from maskdistill.evaluation.attention_statistics import (
+from maskdistill.evaluation.attention import (
     attention_distances,
     attention_entropy,
     head_diversity,
+    pointing_game,
 )
-from maskdistill.evaluation.boxes import attention_boxes, corloc, in_pixels, mask_boxes
-from maskdistill.evaluation.discovery import last_keys, lost, token_cut
+from maskdistill.evaluation.attention_report import attention_quality, reinitialised
+from maskdistill.evaluation.discovery import (
+    attention_boxes,
+    corloc,
+    in_pixels,
+    last_keys,
+    lost,
+    mask_boxes,
+    token_cut,
+)
 
 
 def scenes(count: int = 12) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from scipy.stats import entropy
 from torch import Tensor, nn
 
 import maskdistill as md
-from maskdistill.evaluation.attention_statistics import (
+from maskdistill.evaluation.attention import (
     attention_distances,
     attention_entropy,
     attention_spread,

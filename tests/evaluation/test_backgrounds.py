@@ -15,7 +15,7 @@ from maskdistill.evaluation.backgrounds import (
     background_challenge,
     open_backgrounds,
 )
-from maskdistill.evaluation.classifiers import linear_classifier
+from maskdistill.evaluation.probes import linear_classifier
 
 CLASSES = ("00_dog", "01_bird", "02_vehicle")
 COLOURS = {"00_dog": (230, 40, 40), "01_bird": (40, 230, 40), "02_vehicle": (40, 40, 230)}

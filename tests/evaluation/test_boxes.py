@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from maskdistill.evaluation.boxes import (
+from maskdistill.evaluation.discovery import (
     attention_boxes,
     box_iou,
     centre_box,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maskdistill.evaluation import knn_accuracy
-from maskdistill.evaluation.classifiers import knn_classifier, linear_classifier
+from maskdistill.evaluation.probes import knn_classifier, linear_classifier
 
 
 def clusters(n: int, seed: int, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import maskdistill as md
 from maskdistill.data import Scenes
-from maskdistill.evaluation.classifiers import knn_classifier
 from maskdistill.evaluation.corruptions import (
     CORRUPTIONS,
     EXTRA_CORRUPTIONS,
@@ -22,7 +21,8 @@ from maskdistill.evaluation.corruptions import (
     mean_corruption_error,
     severity_table,
 )
-from maskdistill.evaluation.pixels import evaluation_images
+from maskdistill.evaluation.features import evaluation_images
+from maskdistill.evaluation.probes import knn_classifier
 from maskdistill.evaluation.robustness import occluded_features
 
 ALL = CORRUPTIONS + EXTRA_CORRUPTIONS

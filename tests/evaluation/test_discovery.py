@@ -24,8 +24,7 @@ from scipy.linalg import eigh
 from torch import Tensor, nn
 
 import maskdistill as md
-from maskdistill.evaluation.boxes import in_pixels
-from maskdistill.evaluation.discovery import last_keys, lost, reading_keys, token_cut
+from maskdistill.evaluation.discovery import in_pixels, last_keys, lost, reading_keys, token_cut
 
 GRID = (5, 6)
 

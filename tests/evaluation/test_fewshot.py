@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from maskdistill.data import open_data
-from maskdistill.evaluation.fewshot import (
+from maskdistill.evaluation.probes import (
     RAVI_TEST_CLASSES,
     _draw,
     _logistic,

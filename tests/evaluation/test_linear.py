@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskdistill.evaluation.linear import (
+from maskdistill.evaluation.probes import (
     LEARNING_RATES,
     LinearClassifier,
     _held_out,

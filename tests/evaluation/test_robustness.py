@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import maskdistill as md
 from maskdistill.data import Scenes, normalize
 from maskdistill.evaluation import extract_features
-from maskdistill.evaluation.classifiers import knn_classifier
-from maskdistill.evaluation.pixels import evaluation_images, generator_of
+from maskdistill.evaluation.features import evaluation_images, generator_of
+from maskdistill.evaluation.probes import knn_classifier
 from maskdistill.evaluation.robustness import (
     KINDS,
     OCCLUSION_FILLS,

@@ -12,10 +12,14 @@ from torch import Tensor
 
 import maskdistill as md
 from maskdistill.data import Scenes
-from maskdistill.evaluation.classifiers import knn_classifier
-from maskdistill.evaluation.pixels import evaluation_images
-from maskdistill.evaluation.robustness import occluded_features
-from maskdistill.evaluation.shuffling import _reordered, shuffle_curve, shuffle_patches
+from maskdistill.evaluation.features import evaluation_images
+from maskdistill.evaluation.probes import knn_classifier
+from maskdistill.evaluation.robustness import (
+    _reordered,
+    occluded_features,
+    shuffle_curve,
+    shuffle_patches,
+)
 
 
 def tiles(image: Tensor, pieces: int) -> list[bytes]:

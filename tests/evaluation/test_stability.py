@@ -11,8 +11,8 @@ from torch import Tensor
 import maskdistill as md
 from maskdistill.data import Scenes
 from maskdistill.evaluation.corruptions import corrupt
-from maskdistill.evaluation.pixels import evaluation_images
-from maskdistill.evaluation.stability import (
+from maskdistill.evaluation.features import evaluation_images
+from maskdistill.evaluation.robustness import (
     attention_stability,
     compare_attention,
     occlusion_stability,

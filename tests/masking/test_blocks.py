@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import maskdistill as md
-from maskdistill.masking import blocks
+from maskdistill.masking import rectangles as blocks
 
 
 def draws(masker: md.Masker, n: int, grid: tuple[int, int], seed: int = 0) -> torch.Tensor:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import maskdistill as md
-from maskdistill.masking import algebra
+from maskdistill.masking import base as algebra
 from tests.masking.table import TABLE, signals
 
 GRIDS = [(14, 14), (7, 7), (16, 10), (3, 5), (1, 8), (1, 1)]

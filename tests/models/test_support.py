@@ -11,8 +11,13 @@ import torch
 from torch import nn
 
 import maskdistill as md
-from maskdistill.models.create import build_on_meta
-from maskdistill.models.support import FAMILIES, ModelSupport, support_of, transformer_names
+from maskdistill.models.backbones import (
+    FAMILIES,
+    ModelSupport,
+    build_on_meta,
+    support_of,
+    transformer_names,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 # The first model of each of timm's modules, and kinds within them that differ.

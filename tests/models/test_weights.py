@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from maskdistill.job import JobConfig, _save_backbone
 from maskdistill.models import MaskedViT
 from maskdistill.models.speed import unfuse_attention
 from maskdistill.models.weights import LoadedWeights, load_weights
 from maskdistill.training import Trainer, latest_checkpoint
+from maskdistill.training.job import JobConfig, _save_backbone
 from tests.models.elsewhere import (
     V2,
     V2R,

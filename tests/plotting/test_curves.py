@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from maskdistill import plotting
-from maskdistill.plotting.bands import spread
+from maskdistill.plotting.curves import spread
 from tests.plotting.shown import (
     curve,
     metrics,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from maskdistill import plotting
-from maskdistill.plotting.intervals import plot_intervals
+from maskdistill.plotting.curves import plot_intervals
 
 NAN, INF = math.nan, math.inf
 

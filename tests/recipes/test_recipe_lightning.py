@@ -18,7 +18,7 @@ import maskdistill as md
 from maskdistill.data import Scenes, derive_seed, normalize
 from maskdistill.models import create_backbone
 from maskdistill.training import StepSettings, TrainState, train_step
-from maskdistill.training.schedules import cosine_with_warmup
+from maskdistill.training.config import cosine_with_warmup
 
 # On its way in it warns of its own use of torch, and it warns of few workers and a frozen teacher.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -32,7 +32,7 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: F401  # imported once
 import maskdistill as md
 from maskdistill.training import Trainer, TrainingConfig, checkpoint
 from maskdistill.training.checkpoint import checkpoint_files, latest_checkpoint
-from maskdistill.training.records import read_metrics
+from maskdistill.training.logging import read_metrics
 from tests.training.conftest import TINY, Noise
 from tests.training.forking import KILLED, die, fork, in_fork, wait
 

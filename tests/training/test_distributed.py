@@ -21,13 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import maskdistill as md
-from maskdistill.job import JobConfig, run_job
 from maskdistill.training import Trainer, TrainingConfig, latest_checkpoint, train_step
-from maskdistill.training.distributed import Processes
-from maskdistill.training.health_signs import PREFIX
-from maskdistill.training.records import read_metrics
-from maskdistill.training.resuming import restore_state, state_content
-from maskdistill.training.sharding import can_shard_on_cpu, gathered, is_sharded
+from maskdistill.training.checkpoint import restore_state, state_content
+from maskdistill.training.distributed import Processes, can_shard_on_cpu, gathered, is_sharded
+from maskdistill.training.job import JobConfig, run_job
+from maskdistill.training.logging import PREFIX, read_metrics
 from tests.training.conftest import TINY, Noise, assert_same, weights
 
 Build = Callable[..., Trainer]

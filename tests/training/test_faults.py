@@ -60,8 +60,8 @@ from pathlib import Path
 import torch
 import maskdistill as md
 from maskdistill.training import Trainer, TrainingConfig
-from maskdistill.training.folder import choose_folder
-from maskdistill.training.agreement import Agreement
+from maskdistill.training.checkpoint import choose_folder
+from maskdistill.training.distributed import Agreement
 from maskdistill.training.distributed import restarts, start_processes
 from tests.training.conftest import TINY, Noise
 

@@ -17,12 +17,11 @@ from PIL import Image
 
 import maskdistill as md
 from maskdistill.data import DamagedDataError, DamagedImageWarning, open_shards, pack_shards
-from maskdistill.data.resident import DoesNotFitError, ResidentImages
-from maskdistill.job import JobConfig, run_job
-from maskdistill.job_images import open_images
+from maskdistill.data.loading import DoesNotFitError, ResidentImages
 from maskdistill.training import Trainer, TrainingConfig, TrainingInterrupted
-from maskdistill.training import feeding as feeding_module
+from maskdistill.training import trainer as feeding_module
 from maskdistill.training.distributed import Processes
+from maskdistill.training.job import JobConfig, open_images, run_job
 from tests.training.conftest import TINY, Noise, assert_same, weights
 from tests.training.test_interruption import terminate, within_step
 

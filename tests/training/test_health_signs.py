@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import maskdistill as md
-from maskdistill import health
+from maskdistill.evaluation import health
 from maskdistill.models.speed import compile_blocks
 from maskdistill.training import (
     NonFiniteLossError,
@@ -24,8 +24,7 @@ from maskdistill.training import (
     train_step,
 )
 from maskdistill.training import trainer as trainer_module
-from maskdistill.training.health_signs import PREFIX, health_due, measure_health
-from maskdistill.training.records import read_metrics
+from maskdistill.training.logging import PREFIX, health_due, measure_health, read_metrics
 from maskdistill.training.step import StepView
 from tests.training.conftest import TINY, assert_same, weights
 

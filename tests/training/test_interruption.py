@@ -27,7 +27,7 @@ from maskdistill.training.interruption import (
     StopRequest,
     TrainingInterrupted,
 )
-from maskdistill.training.records import read_metrics
+from maskdistill.training.logging import read_metrics
 from tests.training.conftest import TINY, Noise, assert_same
 
 Build = Callable[..., Trainer]
@@ -335,7 +335,7 @@ def test_a_hanging_worker_ends_after_a_while() -> None:
     """Even where it hangs in something that Python cannot interrupt."""
     code = """if True:
         import ctypes, sys
-        from maskdistill.data import workers
+        from maskdistill.data import loading as workers
         workers.GRACE = 0.1
         workers.prepare_worker(0)
         print("ready", flush=True)

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from maskdistill.models import create_backbone
-from maskdistill.training.optimizer import (
+from maskdistill.training.config import cosine_with_warmup, linear_by_epoch
+from maskdistill.training.step import (
     clip_gradients,
     freeze_gradients,
     parameter_groups,
     update_average,
 )
-from maskdistill.training.schedules import cosine_with_warmup, linear_by_epoch
 
 
 def test_biases_and_norms_alone_are_spared() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from maskdistill.training import Trainer
-from maskdistill.training.records import RunRecord, read_metrics
+from maskdistill.training.logging import RunRecord, read_metrics
 
 Build = Callable[..., Trainer]
 

@@ -24,9 +24,8 @@ from maskdistill.training import (
     TrainingConfig,
 )
 from maskdistill.training import trainer as trainer_module
-from maskdistill.training.checkpoint import latest_checkpoint
-from maskdistill.training.records import CollapseAlarm, RunRecord, read_metrics
-from maskdistill.training.resuming import fingerprint
+from maskdistill.training.checkpoint import fingerprint, latest_checkpoint
+from maskdistill.training.logging import CollapseAlarm, RunRecord, read_metrics
 from tests.training import parity
 from tests.training.conftest import TINY, Noise, assert_same, weights
 
@@ -381,7 +380,7 @@ def test_progress_without_a_terminal(
     build: Build, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines now and then; a bar would fill a scheduler's log."""
-    monkeypatch.setattr("maskdistill.training.keeping.LINES_EVERY", 0)
+    monkeypatch.setattr("maskdistill.training.logging.LINES_EVERY", 0)
     build().fit(tmp_path)
     said = capfd.readouterr()
     assert said.err == ""

@@ -13,8 +13,7 @@ import pytest
 
 from maskdistill.training import NonFiniteLossError, Trainer, TrainingInterrupted
 from maskdistill.training.checkpoint import latest_checkpoint
-from maskdistill.training.records import read_metrics
-from maskdistill.training.wandb_run import wandb_project
+from maskdistill.training.logging import read_metrics, wandb_project
 
 Build = Callable[..., Trainer]
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from maskdistill.training import NonFiniteLossError, Trainer, TrainingConfig
-from maskdistill.training.checkpoint import CheckpointError
+from maskdistill.training.checkpoint import CheckpointError, hold_folder
 from maskdistill.training.distributed import Processes
-from maskdistill.training.folder import hold_folder
 from maskdistill.training.interruption import TrainingInterrupted
 from tests.training.conftest import TINY, Noise, assert_same
 from tests.training.forking import in_two

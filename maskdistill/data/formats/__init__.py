@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskdistill.data.formats import csv_lists, folders, packs, parquet_files, pickle_caches
+from maskdistill.data.formats import csv_lists, folders, packs, parquet_files, pickles
 from maskdistill.data.formats.listing import Listing
 
 __all__ = ["FORMS", "Form", "Listing"]
@@ -63,7 +63,7 @@ FORMS = (
     Form(
         "pickle",
         "mini-imagenet-cache-{train,val,test}.pkl",
-        pickle_caches.misfit,
-        pickle_caches.read,
+        pickles.misfit,
+        pickles.read,
     ),
 )

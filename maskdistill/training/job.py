@@ -10,8 +10,9 @@ import inspect
 import json
 import platform
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,13 +22,16 @@ from torch import Tensor
 import maskdistill
 from maskdistill import plotting, presets
 from maskdistill.data import (
+    DataSplits,
+    Scenes,
     derive_seed,
     normalize,
+    open_data,
+    open_shards,
     resize_for_evaluation,
 )
-from maskdistill.job_config import JobConfig
-from maskdistill.job_images import open_images
-from maskdistill.judge import (
+from maskdistill.data.writing import write_durably
+from maskdistill.evaluation.judge import (
     JobImages,
     Judge,
     forget_attention,
@@ -36,18 +40,214 @@ from maskdistill.judge import (
 )
 from maskdistill.masking import parse_masker
 from maskdistill.models import MaskedViT, backbone_arguments
+from maskdistill.policies import POLICIES, ViewPolicy
 from maskdistill.training import Trainer, TrainingConfig
-from maskdistill.training.agreement import Agreement
 from maskdistill.training.checkpoint import (
     CheckpointError,
     FoundCheckpoint,
-    write_durably,
+    choose_folder,
+    hold_folder,
 )
-from maskdistill.training.distributed import restarts, start_processes
-from maskdistill.training.folder import choose_folder, hold_folder
-from maskdistill.training.records import read_metrics, warnings_kept
-from maskdistill.training.sharding import gathered
-from maskdistill.views import POLICIES, ViewPolicy
+from maskdistill.training.distributed import Agreement, gathered, restarts, start_processes
+from maskdistill.training.logging import read_metrics, warnings_kept
+
+PolicyName = Literal[
+    "none", "asymmetric", "symmetric", "student-all-views", "local-only", "teacher-only"
+]
+DataFormat = Literal["auto", "ravi-csv", "vinyals-csv", "imagefolder", "pickle", "parquet", "pack"]
+
+
+@dataclass(frozen=True)
+class JobConfig(TrainingConfig):
+    """Settings of the main job: data, policy and output, and all of the trainer's."""
+
+    data: Path | None = None
+    """Folder or file with mini-ImageNet or other images; None uses the built-in scenes."""
+    data_format: DataFormat = "auto"
+    """Form of the data; auto finds out."""
+    allow_pickle: bool = False
+    """Read pickle caches, with an unpickler that runs no code."""
+    shards: str | None = None
+    """In the place of data: folder, index, pattern or URL of WebDataset shards, which stream."""
+    val_shards: str | None = None
+    """Shards of validation images; None is those of the split val in the folder of shards."""
+    max_damaged: int = 10
+    """Damaged images that are reported and skipped before the run stops."""
+    scenes: int = 5000
+    """Number of built-in scenes to train on, where there is no data."""
+    out: Path | None = None
+    """Folder for everything the run writes; None is a new folder in runs/."""
+    policy: PolicyName = "asymmetric"
+    """Which views are masked, for whom."""
+    masker: str = "RandomMasker(0.3)"
+    """What is hidden, as in Python, for example "BlockMasker(0.4).sometimes(0.5)"."""
+    preset: str | None = None
+    """A published recipe with two global views by name, such as ibot, attmask_high or msn; it says
+    policy, masker and apply, whatever --apply says."""
+    resume: bool = False
+    """Go on from the newest whole checkpoint in the output folder."""
+    auto_resume: bool = False
+    """Go on if the output folder holds a run, else start one: for a scheduler that runs the same
+    command again."""
+    evaluations: int = 5
+    """Number of k-NN evaluations during training, at least 100 steps apart; one more at the end."""
+    knn_train: int = 5000
+    """Most training images that k-NN votes with."""
+    knn_val: int = 2000
+    """Most validation images that k-NN classifies."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("scenes", "knn_train", "knn_val"):
+            self._require(name, getattr(self, name) >= 1, "must be an int >= 1")
+        if self.data is not None and self.shards is not None:
+            raise ValueError("data and shards are two sources of images; give one of them.")
+        if self.val_shards is not None and self.shards is None:
+            raise ValueError("val_shards go with shards, which were not given.")
+        for name in ("evaluations", "max_damaged"):
+            self._require(name, getattr(self, name) >= 0, "must be an int >= 0")
+
+
+def saved_config(out: Path) -> JobConfig:
+    """Return the settings that a run wrote into its folder, ready to resume it.
+
+    Raises:
+        FileNotFoundError: there is no ``config.json``.
+        ValueError: it is damaged, or of another version.
+    """
+    path = out / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no run in {out} to resume: it has no config.json.")
+    try:
+        values = json.loads(path.read_text())
+        values.pop("policy_used", None)  # for people, and of no use if no setting names it
+        for name in ("data", "out"):
+            values[name] = None if values[name] is None else Path(values[name])
+        for name in ("global_scale", "local_scale"):
+            values[name] = tuple(values[name])
+        return JobConfig(**values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} cannot be read as the settings of a run ({error}). Remove it and give all "
+            "settings again, with --resume; the checkpoints have their own copy to compare."
+        ) from error
+
+
+# Found in about a dozen short runs: docs/trainer.md says what each is good for.
+SCENES = JobConfig(
+    image_size=32,
+    patch_size=8,
+    depth=3,
+    local_crops=4,
+    local_scale=(0.15, 0.5),
+    epochs=3,
+    batch_size=32,
+    out_dim=256,
+    hidden_dim=512,
+    teacher_temp=0.03,
+    warmup_teacher_temp=0.03,
+    lr=8e-3,
+    momentum=0.99,
+    checkpoint_every=100,
+)
+"""Settings for the built-in scenes: a first result in minutes on 2 CPU cores."""
+
+MINI_IMAGENET = JobConfig(
+    image_size=64,
+    patch_size=8,
+    local_crops=6,
+)
+"""Settings for mini-ImageNet at 64 pixels."""
+
+
+class Source(Protocol):
+    """The settings that say where images come from; ``JobConfig`` has them."""
+
+    @property
+    def data(self) -> Path | None: ...
+    @property
+    def data_format(self) -> str: ...
+    @property
+    def allow_pickle(self) -> bool: ...
+    @property
+    def shards(self) -> str | None: ...
+    @property
+    def val_shards(self) -> str | None: ...
+    @property
+    def max_damaged(self) -> int: ...
+    @property
+    def scenes(self) -> int: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def knn_train(self) -> int: ...
+    @property
+    def knn_val(self) -> int: ...
+
+
+def open_images(source: Source) -> tuple[JobImages, Any]:
+    """Return the images to judge with, and what the trainer takes: the same, or shards.
+
+    Raises:
+        ValueError: data that cannot be read, shards without classes.
+        OSError: a file that is not there.
+    """
+    if source.shards is not None:
+        return _shards(source, source.shards)
+    images = _scenes(source) if source.data is None else _data(source, source.data)
+    return images, images.train
+
+
+def _scenes(source: Source) -> JobImages:
+    train = Scenes(source.scenes, source.image_size, split="train", seed=0)
+    val = Scenes(max(source.scenes // 5, 1), source.image_size, split="val", seed=0)
+    note = (
+        f"No --data was given, so this run uses built-in scenes: {len(train)} generated images "
+        f"of {len(train.classes)} kinds of object, and {len(val)} for evaluation. They show "
+        "that everything works and are no substitute for real images. Pass real data with "
+        "--data PATH: mini-ImageNet as CSV lists, class folders, parquet files, pickle caches "
+        "or a pack."
+    )
+    return JobImages(train, val, train.labels, val.labels, val.masks, note)
+
+
+def _data(source: Source, path: Path) -> JobImages:
+    data: DataSplits = open_data(
+        path,
+        source.data_format,
+        allow_pickle=source.allow_pickle,
+        max_damaged=source.max_damaged,
+    )
+    note = (
+        f"{data.path}: read as {data.format}; {len(data.train)} training and {len(data.val)} "
+        f"validation images of {len(data.classes)} classes. {data.note}"
+    )
+    return JobImages(data.train, data.val, data.train.labels, data.val.labels, None, note)
+
+
+def _shards(source: Source, where: str) -> tuple[JobImages, Any]:
+    training = open_shards(where, max_damaged=source.max_damaged)
+    held_out = source.val_shards
+    if held_out is None and not Path(where).expanduser().is_dir():
+        raise ValueError(
+            f"{where} names shards to train on, but none to evaluate with. Give them by "
+            "--val-shards, or the folder that maskdistill pack --shards made."
+        )
+    validation = open_shards(held_out or where, split="val", max_damaged=source.max_damaged)
+    # What k-NN votes with must be at hand in any order: the first images are kept, encoded.
+    train, val = training.load(source.knn_train), validation.load(source.knn_val)
+    for images, of in ((train, where), (val, held_out or where)):
+        if np.any(images.labels < 0):
+            raise ValueError(
+                f"shards in {of} hold images without a class (.cls), which k-NN needs. Train on "
+                "them by the Trainer in Python, with an evaluation of your own or none."
+            )
+    note = (
+        f"{where}: {len(training):,} training images in {len(training.urls)} shards, which stream; "
+        f"{len(train)} of them and {len(val)} validation images are kept for k-NN."
+    )
+    return JobImages(train, val, train.labels, val.labels, None, note), training
+
 
 __all__ = ["JobConfig", "run_job"]
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from maskdistill.data import normalize, resize_for_evaluation
+from maskdistill.data.writing import write_durably
 from maskdistill.evaluation import (
     AttentionJaccard,
     attention_jaccard,
@@ -30,8 +31,6 @@ from maskdistill.evaluation import (
     raw_pixels,
 )
 from maskdistill.models import MaskedViT
-from maskdistill.training.agreement import Agreement
-from maskdistill.training.checkpoint import write_durably
 
 SHOWN = 10
 """Images whose attention is drawn."""
@@ -60,6 +59,13 @@ class JobImages:
     note: str
 
 
+class _Sharing(Protocol):
+    """How several processes share the images; ``training.Agreement`` does."""
+
+    def share(self, items: Sequence[int]) -> list[int]: ...
+    def join(self, rows: Tensor, count: int) -> Tensor: ...
+
+
 class Judge:
     """Evaluates a backbone on a fixed choice of images.
 
@@ -79,7 +85,7 @@ class Judge:
         *,
         knn_train: int,
         knn_val: int,
-        agreement: Agreement | None = None,
+        agreement: _Sharing | None = None,
     ) -> None:
         self._agreement = agreement
         self.size = image_size

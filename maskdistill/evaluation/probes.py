@@ -1,18 +1,161 @@
-"""Linear classifiers on features: many settings at once, the best chosen on training data."""
+"""Classifiers of features, as functions: fitted once, on clean images, then asked of any others."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskdistill.evaluation.features import check_split
+from maskdistill.evaluation.features import check_labelled, check_split
+
+Classifier: TypeAlias = Callable[[Tensor], Tensor]
+"""From features ``(B, D)`` to predicted labels ``(B,)``."""
+
+
+def knn_classifier(
+    train_features: Tensor,
+    train_labels: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    chunk: int = 1024,
+) -> Classifier:
+    """Return DINO's weighted k-NN classifier as a function of features.
+
+    >>> classify = knn_classifier(torch.eye(3), torch.tensor([5, 7, 9]), k=1)
+    >>> classify(torch.tensor([[0.1, 0.9, 0.0]]))
+    tensor([7])
+
+    The same votes as `knn_accuracy` (Wu et al., 2018; Caron et al., 2021).
+
+    Args:
+        train_features: ``(n, D)``, of clean images.
+        train_labels: ``(n,)`` int64, any numbers.
+        k: neighbours; at most n are used.
+        temperature: of the weights exp(similarity / temperature).
+        chunk: images at a time, which bounds the memory.
+
+    Returns:
+        A function ``(B, D) -> (B,)``, which works on the device of ``train_features``.
+
+    Raises:
+        ValueError: empty, misshapen or non-finite features, or k or temperature out of range.
+    """
+    _check_training(train_features, train_labels)
+    if k < 1 or not temperature > 0:
+        raise ValueError(
+            f"k must be an int >= 1 and temperature positive; got k={k!r} and "
+            f"temperature={temperature!r}."
+        )
+    k = min(k, len(train_features))
+    bank = F.normalize(train_features.float(), dim=1)
+    classes, positions = train_labels.to(bank.device).unique(return_inverse=True)
+
+    @torch.no_grad()
+    def classify(features: Tensor) -> Tensor:
+        found = []
+        for part in _checked(features, bank).split(chunk):
+            similarity, nearest = (F.normalize(part, dim=1) @ bank.T).topk(k, dim=1)
+            # Relative to the nearest, so that no temperature overflows.
+            weight = ((similarity - similarity[:, :1]) / temperature).exp()
+            votes = torch.zeros(len(part), len(classes), device=bank.device)
+            votes.scatter_add_(1, positions[nearest], weight)
+            found.append(classes[votes.argmax(dim=1)])
+        return torch.cat(found)
+
+    return classify
+
+
+def linear_classifier(
+    train_features: Tensor, train_labels: Tensor, *, inverse_penalty: float = 1.0
+) -> Classifier:
+    """Return scikit-learn's logistic regression on standardised features, as a function.
+
+    >>> features, labels = torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 3, 3])
+    >>> linear_classifier(features, labels)(torch.tensor([[0.5], [6.0]]))
+    tensor([0, 3])
+
+    For a head that is trained already, write the function yourself:
+    ``lambda features: head(features).argmax(dim=1)``.
+
+    Args:
+        train_features: ``(n, D)``, of clean images; standardised by their own mean and deviation,
+            as are later the features that are classified.
+        train_labels: ``(n,)`` int64, any numbers, of at least two classes.
+        inverse_penalty: scikit-learn's ``C``, positive.
+
+    Returns:
+        A function ``(B, D) -> (B,)``, which works on the device of ``train_features``.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: empty, misshapen or non-finite features, one class alone, or a penalty out of
+            range.
+    """
+    _check_training(train_features, train_labels)
+    if not inverse_penalty > 0:
+        raise ValueError(f"inverse_penalty must be positive; got {inverse_penalty!r}.")
+    if len(train_labels.unique()) < 2:
+        raise ValueError("a linear classifier needs at least two classes; all labels are the same.")
+    try:
+        from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(
+            "linear_classifier needs scikit-learn: pip install 'maskdistill[eval]'."
+        ) from error
+    train = train_features.detach().double()
+    deviation, mean = torch.std_mean(train, dim=0, correction=0)
+    deviation = deviation.clamp_min(1e-12)  # a constant feature says nothing, and breaks nothing
+    model = LogisticRegression(C=inverse_penalty, max_iter=5000)
+    model.fit(((train - mean) / deviation).cpu().numpy(), train_labels.cpu().numpy())
+    weight, bias = (
+        torch.as_tensor(values, dtype=torch.float64, device=train.device)
+        for values in (model.coef_, model.intercept_)
+    )
+    if len(weight) == 1:  # of two classes scikit-learn keeps the second one's score alone
+        weight, bias = torch.cat([-weight, weight]), torch.cat([-bias, bias])
+    weight = weight / deviation
+    bias = bias - weight @ mean
+    classes = torch.as_tensor(model.classes_, device=train.device)
+
+    @torch.no_grad()
+    def classify(features: Tensor) -> Tensor:
+        scores = F.linear(_checked(features, train).double(), weight, bias)
+        return classes[scores.argmax(dim=1)]
+
+    return classify
+
+
+def _check_training(features: Tensor, labels: Tensor) -> None:
+    if features.ndim != 2 or labels.ndim != 1 or len(features) != len(labels) or not len(labels):
+        raise ValueError(
+            f"train_features must be (n, D) with n >= 1 labels (n,); got {tuple(features.shape)} "
+            f"and {tuple(labels.shape)}."
+        )
+    if not torch.isfinite(features).all():
+        raise ValueError("train_features hold NaN or infinite numbers; has training diverged?")
+
+
+def _checked(features: Tensor, trained_on: Tensor) -> Tensor:
+    """Return features to classify as float32 on the classifier's device."""
+    width = trained_on.shape[1]
+    if features.ndim != 2 or features.shape[1] != width or not len(features):
+        raise ValueError(
+            f"the classifier was fitted on features of width {width} and takes (B, {width}) with "
+            f"B >= 1; got {tuple(features.shape)}."
+        )
+    if not torch.isfinite(features).all():
+        raise ValueError(
+            "the features to classify hold NaN or infinite numbers; has training diverged?"
+        )
+    return features.to(trained_on.device, torch.float32)
+
 
 LEARNING_RATES = tuple(10 ** (-3 + i / 3) for i in range(13))
 """From 0.001 to 10, three per decade; for a batch of 256, as in DINO."""
@@ -371,3 +514,188 @@ def logistic_regression(
         c=cs[best],
         holdout_accuracies=dict(zip(cs, accuracies, strict=True)),
     )
+
+
+RAVI_TEST_CLASSES = (
+    "n01930112", "n01981276", "n02099601", "n02110063", "n02110341", "n02116738", "n02129165",
+    "n02219486", "n02443484", "n02871525", "n03127925", "n03146219", "n03272010", "n03544143",
+    "n03775546", "n04146614", "n04149813", "n04418357", "n04522168", "n07613480",
+)  # fmt: skip
+"""WordNet ids of mini-ImageNet's 20 test classes in the split of Ravi & Larochelle (2017)."""
+
+_TOGETHER = 100  # episodes; a constant, so that what is drawn depends on the seed alone
+
+
+class FewShot(NamedTuple):
+    """Accuracy over episodes.
+
+    Attributes:
+        accuracy: mean over episodes, in [0, 1].
+        interval: half the width of its 95 % interval: accuracy ± interval. It is over episodes of
+            these images; another training run would differ by more.
+        episodes: ``(episodes,)``, the accuracy of each. The same seed, labels and numbers give the
+            same episodes, so two backbones can be compared episode by episode.
+    """
+
+    accuracy: float
+    interval: float
+    episodes: Tensor
+
+
+@torch.no_grad()
+def few_shot(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    episodes: int = 600,
+    classifier: Literal["centroid", "logistic"] = "centroid",
+    center: Tensor | None = None,
+    seed: int = 0,
+) -> FewShot:
+    """Classify images of a few classes after seeing one or five of each, many times over.
+
+    >>> features = torch.eye(6).repeat_interleave(20, dim=0)  # 6 classes of 20 images
+    >>> few_shot(features, torch.arange(120) // 20, episodes=10).accuracy
+    1.0
+
+    An episode draws ``ways`` classes, and of each ``shots`` images to learn from and ``queries``
+    others to classify (Vinyals et al., 2016). Features are L2-normalised; ``"centroid"`` takes the
+    class whose mean is nearest (SimpleShot, Wang et al., 2019), ``"logistic"`` scikit-learn's
+    logistic regression with its C of 1 (Tian et al., 2020).
+
+    Args:
+        features: ``(n, D)``.
+        labels: ``(n,)``, any whole numbers.
+        ways: classes of an episode, at least 2.
+        shots: images of each that have labels.
+        queries: images of each that are classified.
+        episodes: how many, at least 2.
+        classifier: ``"centroid"`` or ``"logistic"``.
+        center: ``(D,)``, subtracted before the normalisation: the mean of the features of the
+            classes that were trained on, never of these (SimpleShot's CL2N). None subtracts nothing
+            (its L2N).
+        seed: of the episodes, which are the same on every device.
+
+    Raises:
+        ImportError: ``"logistic"`` without scikit-learn.
+        ValueError: too few classes, too few images in a class, or features that are none.
+    """
+    check_labelled("", features, labels)
+    for name, value, least in (
+        ("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1), ("episodes", episodes, 2),
+    ):  # fmt: skip
+        if value < least:
+            raise ValueError(f"{name} must be an int >= {least}; got {value!r}.")
+    if classifier not in ("centroid", "logistic"):
+        raise ValueError(f"classifier must be 'centroid' or 'logistic'; got {classifier!r}.")
+    if center is not None and center.shape != features.shape[1:]:
+        raise ValueError(
+            f"center must be ({features.shape[1]},), one mean per dimension; got "
+            f"{tuple(center.shape)}."
+        )
+    rows, counts = _rows_by_class(labels.cpu())
+    _check_enough(counts, labels, ways, shots, queries)
+    generator = torch.Generator().manual_seed(seed)
+    classify = _nearest_centroid if classifier == "centroid" else _logistic
+    shift = 0 if center is None else center.to(features.device).float()
+    found = []
+    for first in range(0, episodes, _TOGETHER):
+        chosen = _draw(rows, counts, ways, shots + queries, generator)[: episodes - first]
+        x = F.normalize(features[chosen.to(features.device)].float() - shift, dim=-1)
+        predicted = classify(x[:, :, :shots], x[:, :, shots:])
+        own = torch.arange(ways, device=x.device).view(1, -1, 1)
+        found.append((predicted == own).double().mean(dim=(1, 2)))
+    accuracies = torch.cat(found).cpu()
+    interval = 1.96 * accuracies.std(correction=1) / len(accuracies) ** 0.5
+    return FewShot(float(accuracies.mean()), float(interval), accuracies)
+
+
+def rows_of_classes(
+    labels: Sequence[int] | Tensor, classes: Sequence[str], wanted: Sequence[str]
+) -> list[int]:
+    """Return which images are of some classes, by the classes' names.
+
+    >>> rows_of_classes([0, 1, 2, 1], ["ant", "bee", "cow"], ["bee", "cow"])
+    [1, 2, 3]
+
+    ``rows_of_classes(data.val.labels, data.classes, RAVI_TEST_CLASSES)`` picks Ravi's test images
+    out of mini-ImageNet as `maskdistill.data.open_data` opens it.
+
+    Args:
+        labels: ``(n,)``, positions in ``classes``.
+        classes: names of all classes.
+        wanted: names of those to pick.
+
+    Raises:
+        ValueError: a wanted class that is not among the classes.
+    """
+    number_of = {name: number for number, name in enumerate(classes)}
+    missing = [name for name in wanted if name not in number_of]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the {len(wanted)} wanted classes are not in the data, such as "
+            f"{missing[0]!r}; it has {len(classes)}: {', '.join(list(classes)[:3])}, ..."
+        )
+    numbers = {number_of[name] for name in wanted}
+    return [row for row, label in enumerate(torch.as_tensor(labels).tolist()) if label in numbers]
+
+
+def _rows_by_class(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each class's rows, ``(C, most)``, filled up with 0, and their numbers, ``(C,)``."""
+    _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+    by_class = inverse.sort(stable=True).indices.split(counts.tolist())
+    return torch.nn.utils.rnn.pad_sequence(list(by_class), batch_first=True), counts
+
+
+def _check_enough(counts: Tensor, labels: Tensor, ways: int, shots: int, queries: int) -> None:
+    if len(counts) < ways:
+        raise ValueError(
+            f"an episode of {ways} ways needs {ways} classes; the labels have {len(counts)}."
+        )
+    if int(counts.min()) < shots + queries:
+        least = labels.unique()[counts.argmin()]
+        raise ValueError(
+            f"an episode takes {shots} + {queries} images of a class, and class {int(least)} has "
+            f"{int(counts.min())}. Ask for fewer queries, or leave the class out."
+        )
+
+
+def _draw(
+    rows: Tensor, counts: Tensor, ways: int, images: int, generator: torch.Generator
+) -> Tensor:
+    """Draw the rows of some episodes, ``(episodes, ways, images)``, none twice in an episode."""
+    classes = torch.rand(_TOGETHER, len(counts), generator=generator).topk(ways, dim=1).indices
+    keys = torch.rand(_TOGETHER, ways, rows.shape[1], generator=generator)
+    keys[torch.arange(rows.shape[1]) >= counts[classes][..., None]] = -1  # what fills up
+    return rows[classes].gather(2, keys.topk(images, dim=2).indices)
+
+
+def _nearest_centroid(support: Tensor, query: Tensor) -> Tensor:
+    """Return which class each query is of: ``(E, ways, shots, D)`` and ``(E, ways, Q, D)``."""
+    centroids = support.mean(dim=2)
+    # |q - c|² less |q|², which is the same for all centroids.
+    products = torch.einsum("ewqd,ecd->ewqc", query, centroids)
+    return (2 * products - centroids.square().sum(dim=-1)[:, None, None]).argmax(dim=-1)
+
+
+def _logistic(support: Tensor, query: Tensor) -> Tensor:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise ImportError(
+            "few_shot's logistic classifier needs scikit-learn: pip install 'maskdistill[eval]'."
+        ) from error
+    ways, shots, width = support.shape[1:]
+    targets = torch.arange(ways).repeat_interleave(shots).numpy()
+    predicted = [
+        torch.from_numpy(
+            LogisticRegression(max_iter=1000)
+            .fit(known.reshape(-1, width).numpy(), targets)
+            .predict(unknown.reshape(-1, width).numpy())
+        ).view(ways, -1)
+        for known, unknown in zip(support.cpu().double(), query.cpu().double(), strict=True)
+    ]
+    return torch.stack(predicted).to(query.device)

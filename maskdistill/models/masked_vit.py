@@ -1,29 +1,23 @@
-"""MaskedViT: masks in, features out, around a ViT that stays as it is."""
+"""One embedding per image, of whatever a model returns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from maskdistill.applying import (
-    APPLICATIONS,
-    FILLS,
-    Application,
-    Fill,
-    check_choice,
-    check_mask,
-    patch_grid,
-)
-from maskdistill.models import sizes
+from maskdistill.masking.geometry import patch_grid
 from maskdistill.models.attention import AttentionRecord, LastAttention, Query
 from maskdistill.models.dropping import Dropping, find_dropping
-from maskdistill.models.embedding import pooled
 from maskdistill.models.probing import (
+    explain_size_error,
+    fill_patches,
     find_stem,
+    has_class_token,
     mask_patch_size,
     model_name,
     overlaps,
@@ -36,7 +30,185 @@ from maskdistill.models.probing import (
 )
 from maskdistill.models.request import Request, Waiting, tied
 from maskdistill.models.speed import LastBlock
-from maskdistill.models.transparent import Transparent, check_model, own_mask_token
+from maskdistill.models.tokens import (
+    APPLICATIONS,
+    FILLS,
+    Application,
+    Fill,
+    check_choice,
+    check_mask,
+)
+
+
+def pooled(output: Any, model: Any) -> Tensor:
+    """Return ``(B, D)`` of a model's output: what DINO takes as the image's embedding.
+
+    An output that is one vector per image stays as it is: timm has pooled it, by class token, mean
+    or attention. Of tokens ``(B, N, D)`` it is the class token, where there is one, else the mean
+    of the patches; of a map, the mean over its places; of several outputs, the first (a Hugging
+    Face ``last_hidden_state``, the class token of a distilled DeiT, ``x_norm_clstoken`` of DINOv2).
+
+    Raises:
+        ValueError: an output in which there is no embedding.
+    """
+    if isinstance(output, Mapping):
+        for key in ("x_norm_clstoken", "last_hidden_state"):
+            if output.get(key) is not None:
+                return pooled(output[key], model)
+    if isinstance(output, (tuple, list)) and output:
+        return pooled(output[0], model)
+    if isinstance(output, Tensor):
+        if output.ndim == 2:
+            return output
+        if output.ndim == 3:
+            prefix = prefix_tokens(model)
+            return output[:, 0] if has_class_token(model) else output[:, prefix:].mean(dim=1)
+        if output.ndim == 4:
+            width = getattr(model, "num_features", None)
+            channels_first = output.shape[1] == width or output.shape[-1] != width
+            return output.mean(dim=(2, 3) if channels_first else (1, 2))
+    came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise ValueError(
+        f"{model_name(model)} returns {came}, in which there is no embedding (B, D) of an image. "
+        "Build it with pooling, or without its head."
+    )
+
+
+_CHILD = "backbone."
+_TOKEN = "mask_token"
+
+
+class Transparent(nn.Module):
+    """Holds a model as ``backbone`` and shows its keys and attributes as its own.
+
+    State dicts lack the level of the wrapper, as those of torch's activation checkpointing do.
+    Attributes that the wrapper does not have are read from the model, and written to it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # First, since a model may have a mask token of its own, which would be found by attribute.
+        self.register_parameter(_TOKEN, None)
+        self.backbone = model
+        self._token_path: str | None = None
+        self._is_open = False  # until the wrapper's own attributes are set
+        self.register_state_dict_post_hook(_save)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_load)  # type: ignore[no-untyped-call]
+
+    def share_mask_token(self, path: str) -> None:
+        """Take the model's own mask token as the wrapper's, without a second name in state dicts.
+
+        Args:
+            path: its dotted name.
+        """
+        del self._parameters[_TOKEN]
+        self._token_path = path
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that timm spares from weight decay, by their names here."""
+        spared: Any = getattr(self.backbone, "no_weight_decay", set)
+        return {_CHILD + name for name in spared()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's patterns of layers, for their learning rates, for the names here."""
+        matcher: Any = self.backbone.group_matcher
+        groups = {group: _prefixed(pattern) for group, pattern in matcher(coarse=coarse).items()}
+        if isinstance(groups.get("stem"), str):
+            groups["stem"] += rf"|^{_TOKEN}$"
+        return groups
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "backbone":
+                raise
+            found: Any = self.backbone
+            path = self.__dict__.get("_token_path") if name == _TOKEN else None
+            for part in (path or name).split("."):
+                found = getattr(found, part)
+            return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_is_open") and not self._has(name) and hasattr(self.backbone, name):
+            setattr(self.backbone, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _has(self, name: str) -> bool:
+        own = (self.__dict__, self._parameters, self._buffers, self._modules)
+        return any(name in names for names in own) or hasattr(type(self), name)
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what cannot be wrapped.
+
+    Raises:
+        ValueError: no module, a wrapper, or a compiled model.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"vit must be a torch.nn.Module, for example timm.create_model(...); got {model!r}."
+        )
+    if isinstance(model, Transparent):
+        raise ValueError("vit is a MaskedViT already; wrap its .backbone instead.")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise ValueError("vit is compiled, and might not see its masks: wrap first, then compile.")
+
+
+def own_mask_token(model: nn.Module, width: int) -> str | None:
+    """Return the name of the mask token that a model has already (DINOv2, Hugging Face), or None.
+
+    Raises:
+        ValueError: a token of that name for something else, whose key would be taken.
+    """
+    for name, parameter in model.named_parameters():
+        *owners, last = name.split(".")
+        if last != _TOKEN or any("decoder" in owner or "predictor" in owner for owner in owners):
+            continue
+        if parameter.numel() == width:
+            return name
+        if not owners:
+            raise ValueError(
+                f"{type(model).__name__} has a mask_token {tuple(parameter.shape)}, but its patch "
+                f"tokens have a width of {width}: it is for something else, and leaves no name for "
+                "another. Wrap the encoder alone."
+            )
+    return None
+
+
+def _save(wrapper: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Rename ``backbone.blocks.0`` to ``blocks.0``, in place and in the order of the keys."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        value = state.pop(key)
+        state[prefix + key[len(prefix) :].removeprefix(_CHILD)] = value
+
+
+def _load(wrapper: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """Rename ``blocks.0`` to ``backbone.blocks.0``; a mask token that is missing stays as it is."""
+    backbone: Any = wrapper.backbone
+    theirs = set(backbone.state_dict())
+    own = {*wrapper._modules, *wrapper._parameters, *wrapper._buffers} - {"backbone"}
+    for key in [key for key in state if key.startswith(prefix)]:
+        rest = key[len(prefix) :]
+        # Older checkpoints have the level of the wrapper in their keys.
+        stays = rest.split(".")[0] in own or rest.startswith(_CHILD)
+        if rest in theirs or not stays:
+            state[prefix + _CHILD + rest] = state.pop(key)
+    token = wrapper._parameters.get(_TOKEN)
+    if token is not None:
+        state.setdefault(prefix + _TOKEN, token.detach())
+
+
+def _prefixed(pattern: Any) -> Any:
+    """Put the wrapper's level before the names that a pattern of timm's matches."""
+    if isinstance(pattern, str):
+        return rf"^{re.escape(_CHILD)}(?:{pattern.removeprefix('^')})"
+    if isinstance(pattern, tuple) and pattern and isinstance(pattern[0], str):
+        return (_prefixed(pattern[0]), *pattern[1:])
+    if isinstance(pattern, (list, tuple)):
+        return type(pattern)(_prefixed(part) for part in pattern)
+    return pattern
 
 
 class MaskedViT(Transparent):
@@ -326,7 +498,7 @@ class MaskedViT(Transparent):
             if torch.compiler.is_compiling():
                 raise
             self._request.clear()
-            sizes.explain(error, self.backbone, self._built_for, tuple(images.shape[-2:]))
+            explain_size_error(error, self.backbone, self._built_for, tuple(images.shape[-2:]))
             raise
         finally:
             self._request.clear()
@@ -355,9 +527,9 @@ class MaskedViT(Transparent):
         if mask.device != images.device:
             raise ValueError(f"the mask is on {mask.device}, the images on {images.device}.")
         if self.apply_mask == "pixel":
-            return sizes.fill(images, mask, grid, self.patch_size, self.fill)
+            return fill_patches(images, mask, grid, self.patch_size, self.fill)
         if self._blanks:
-            images = sizes.fill(images, mask, grid, self.patch_size, "zero")
+            images = fill_patches(images, mask, grid, self.patch_size, "zero")
         if self._dropping is not None:
             if visible is None and hidden is not None:
                 visible = mask.shape[1] - hidden
@@ -398,3 +570,77 @@ class MaskedViT(Transparent):
         if self.training and token.requires_grad and torch.is_grad_enabled():
             return self._layout.map(output, lambda tokens: tied(tokens, token))
         return None
+
+
+class MultiCropOutput(NamedTuple):
+    """What a role makes of its views, in the order of the crops.
+
+    Attributes:
+        logits: ``(V * B, K)`` prototype scores of the head.
+        features: ``(V * B, D)`` embeddings of the backbone.
+    """
+
+    logits: Tensor
+    features: Tensor
+
+
+class MultiCropWrapper(nn.Module):
+    """Runs crops of several sizes through a masked backbone and one projection head.
+
+    Crops of one size go through the backbone in one forward, whatever their order; the head runs
+    once, on all of them (Caron et al., 2021; there only consecutive, square crops are grouped).
+
+    >>> net = MultiCropWrapper(vit, head)  # doctest: +SKIP
+    >>> net(crops, masks.student).logits.shape  # doctest: +SKIP
+    torch.Size([320, 4096])
+
+    Args:
+        backbone: a ``MaskedViT``, of any model; its ``embed`` gives ``(B, D)``.
+        head: ``(B, D)`` to ``(B, K)``.
+    """
+
+    def __init__(self, backbone: MaskedViT, head: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(backbone, MaskedViT):
+            raise ValueError(
+                f"backbone must be a MaskedViT; got {type(backbone).__name__}. Wrap it: "
+                "MaskedViT(backbone)."
+            )
+        self.backbone = backbone
+        self.head = head
+
+    def forward(
+        self,
+        crops: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None = None,
+        counts: Sequence[int | None] | None = None,
+    ) -> MultiCropOutput:
+        """Return logits and features of all crops, in their order.
+
+        Args:
+            crops: ``(B, C, H, W)`` each.
+            masks: one per crop, ``(B, N)`` bool or None; None masks nothing.
+            counts: the hidden patches of every row per crop, where known: ``ViewMasks`` has them.
+        """
+        masks = [None] * len(crops) if masks is None else masks
+        counts = [None] * len(crops) if counts is None else counts
+        for name, given in (("masks", masks), ("counts", counts)):
+            if not isinstance(given, Sequence) or len(given) != len(crops):
+                came = f"{len(given)}" if isinstance(given, Sequence) else type(given).__name__
+                raise ValueError(
+                    f"{name} must be a list with one entry per crop, {len(crops)}, as .student of "
+                    f"what a policy draws; got {came}."
+                )
+        groups: dict[tuple[torch.Size, bool, int | None], list[int]] = {}
+        for i, (crop, mask) in enumerate(zip(crops, masks, strict=True)):
+            groups.setdefault((crop.shape[1:], mask is None, counts[i]), []).append(i)
+        features: list[Tensor | None] = [None] * len(crops)
+        for (_, clean, count), group in groups.items():
+            images = torch.cat([crops[i] for i in group])
+            mask = None if clean else torch.cat([m for i in group if (m := masks[i]) is not None])
+            visible = mask.shape[1] - count if mask is not None and count is not None else None
+            out = self.backbone.embed(images, mask, visible=visible, class_only=True)
+            for i, part in zip(group, out.split([crops[i].shape[0] for i in group]), strict=True):
+                features[i] = part
+        joined = torch.cat([f for f in features if f is not None])
+        return MultiCropOutput(self.head(joined), joined)
