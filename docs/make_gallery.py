@@ -85,7 +85,9 @@ def build(name: str) -> Preset:
 
 def masker_of(name: str) -> md.Masker:
     """Return what a preset hides from the student's global views."""
-    return build(name).student_global or md.NoMasker()
+    masker = build(name).student_global or md.NoMasker()
+    assert isinstance(masker, md.Masker)  # one for all global views
+    return masker
 
 
 @cache

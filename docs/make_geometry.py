@@ -51,16 +51,13 @@ def main() -> None:
     for row, views in enumerate(rows):
         masker = md.SceneMasker(REGION, grid=(24, 24), views=views)
         policy = md.ViewPolicy.student_all_views(masker)
-        memory: dict[Any, Tensor] = {}
-        masks, _ = policy.student_masks(
-            crops, PATCH, generator=torch.Generator().manual_seed(SEED), boxes=boxes,
-            flipped=flipped, memory=memory,
-        )  # fmt: skip
+        seed = torch.Generator().manual_seed(SEED)
+        masks = policy(crops, PATCH, generator=seed, boxes=boxes, flipped=flipped).student
         if row == 0:
-            # The whole image is a crop too; the memory makes it find the region of the others.
+            # The whole image is a crop too, in which the same seed hides the same region.
             everything = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
-            still = torch.tensor([False])
-            region = masker(1, (24, 24), boxes=everything, flipped=still, memory=memory)
+            seed, still = torch.Generator().manual_seed(SEED), torch.tensor([False])
+            region = masker(1, (24, 24), generator=seed, boxes=everything, flipped=still)
             draw_scene(whole, image, region)
         for column, (crop, mask) in enumerate(zip(crops, masks, strict=True)):
             name, _, flip, _, colour = VIEWS[column]

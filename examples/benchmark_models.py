@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import maskdistill as md
+from maskdistill.masking.mask import PatchMask
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,10 @@ def forward(vit: nn.Module, images: Tensor, device: str, apply: str | None = Non
 
 def step(vit: nn.Module, images: Tensor, device: str, mask: Tensor | None = None) -> float:
     """Time a forward and a backward, as of a student's global view."""
-    visible = None if mask is None else mask.shape[1] - int(mask[0].sum())
+    counted = None if mask is None else PatchMask(mask, int(mask[0].sum()))
 
     def run() -> None:
-        vit(images, mask, visible=visible).square().mean().backward()
+        vit(images, counted).square().mean().backward()
         vit.zero_grad(set_to_none=True)
 
     return _seconds(run, device)

@@ -116,7 +116,7 @@ class MaskedDINO(lightning.LightningModule):  # type: ignore[misc]
             views, vit.patch_size, generator=masks_from, progress=self.global_step / self.steps,
             boxes=crops.boxes, flipped=crops.flipped, **signals,
         )  # fmt: skip
-        student = self.student(views, masks.student, masks.student_counts)
+        student = self.student(views, masks.student_masks)
 
         targets = self.objective.targets(teacher.logits, self.hparams.teacher_temp)
         loss: Tensor = self.objective(student.logits, targets, views=len(views))

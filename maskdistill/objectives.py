@@ -197,3 +197,20 @@ def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> T
         log_q = log_q - peak - total((log_q - peak).exp().sum(dim=0)).log()
         log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
     return log_q.exp()
+
+
+@torch.no_grad()
+def feature_spread(features: Tensor) -> Tensor:
+    """Return how far unit-length features spread: 0 at one point, 1 in all directions.
+
+    >>> feature_spread(torch.eye(2).repeat(3, 1))
+    tensor(0.7071)
+
+    Args:
+        features: ``(n, D)``.
+
+    Returns:
+        sqrt(1 - |mean of the unit vectors|^2), a scalar float32 tensor; NaN where features are.
+    """
+    mean = F.normalize(features.float(), dim=-1).mean(dim=0)
+    return (1 - mean.square().sum()).clamp(min=0).sqrt()

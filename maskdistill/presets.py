@@ -35,7 +35,7 @@ from maskdistill.masking.uniform import (
     RandomMasker,
 )
 from maskdistill.models.tokens import Application
-from maskdistill.policies import ViewPolicy
+from maskdistill.policies import Cell, ViewPolicy
 
 
 @dataclass(frozen=True)
@@ -121,25 +121,20 @@ class Preset(ViewPolicy):
     teacher: bool = True
     local_views: bool = True
 
-    @property
-    def maskers(self) -> tuple[Masker, ...]:
-        """The different maskers of the policy."""
-        cells = (self.student_global, self.student_local, self.teacher_global)
-        return tuple(dict.fromkeys(masker for masker in cells if masker is not None))
-
-    def _split(self, crops: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def check_crops(self, crops: Sequence[Tensor]) -> None:
+        """Refuse crops that the method does not know, besides those that no policy takes."""
         if not self.local_views and len(crops) > self.global_crops:
             raise ValueError(
                 f"{self.title} has {self.global_crops} view(s) of an image; got {len(crops)}. "
                 "For more views, use its masker in a policy of your own: "
                 f"ViewPolicy(student_global={self.student_global!r})."
             )
-        return super()._split(crops)
+        super().check_crops(crops)
 
     def __str__(self) -> str:
         maskers = self.maskers
 
-        def cell(masker: Masker | None) -> str:
+        def cell(masker: Cell) -> str:
             if masker is None:
                 return "clean"
             return "masked" if len(maskers) == 1 else repr(masker)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import maskdistill as md
-from maskdistill.masking.geometry import patch_grid
+from maskdistill.masking.mask import patch_grid
 from maskdistill.models.tokens import drop_tokens, replace_tokens, visible_indices
 
 IMAGES = torch.randn(3, 3, 8, 12, generator=torch.Generator().manual_seed(0))

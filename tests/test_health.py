@@ -53,7 +53,6 @@ def test_spread_is_its_definition() -> None:
             math.sqrt(1 - float(mean.norm()) ** 2), abs=1e-5
         )
     x[0, 0] = math.nan
-    assert health.feature_spread(x, check=False).isnan(), "a training step has its own test"
 
 
 def test_evaluation_has_them_too() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import maskdistill as md
-from maskdistill.policies import POLICIES
+from maskdistill.policies import POLICIES, parse_cell
 
 RANDOM = md.RandomMasker(0.3)
 CROPS = [torch.zeros(4, 3, 64, 64)] * 2 + [torch.zeros(4, 3, 32, 32)] * 3
@@ -48,8 +48,8 @@ def test_every_named_policy_is_tested() -> None:
 def test_shapes_follow_each_crop() -> None:
     masks = md.ViewPolicy.student_all_views(RANDOM)(CROPS, 8)
     assert [tuple(m.shape) for m in masks.student if m is not None] == [(4, 64)] * 2 + [(4, 16)] * 3
-    assert masks.student_counts == [19, 19, 5, 5, 5]
-    assert masks.teacher_counts == [0, 0]
+    assert [m.count for m in masks.student_masks if m is not None] == [19, 19, 5, 5, 5]
+    assert masks.teacher_masks == (None, None)
 
 
 def test_views_are_drawn_independently() -> None:
@@ -62,10 +62,10 @@ def test_teacher_first_then_student_is_the_whole_call() -> None:
     policy = md.ViewPolicy.symmetric(RANDOM)
     whole = policy(CROPS, 8, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
-    teacher, _ = policy.teacher_masks(CROPS, 8, generator=generator)
-    student, _ = policy.student_masks(CROPS, 8, generator=generator)
+    draw = policy.begin(CROPS, 8, generator=generator)
+    teacher, student = draw.teacher(), draw.student()
     for a, b in zip((*teacher, *student), (*whole.teacher, *whole.student), strict=True):
-        assert (a is None and b is None) or torch.equal(a, b)  # type: ignore[arg-type]
+        assert (a is None and b is None) or torch.equal(a.mask, b)  # type: ignore[union-attr,arg-type]
 
 
 def test_attention_reaches_its_own_view() -> None:
@@ -88,7 +88,9 @@ def test_attention_reaches_its_own_view() -> None:
 
 def test_progress_and_generator_reach_the_masker() -> None:
     policy = md.AsymmetricMaskPolicy(md.RandomMasker(md.Linear(0, 1)))
-    assert policy(CROPS, 8, progress=0.5).student_counts[0] == 32
+    mask = policy(CROPS, 8, progress=0.5).student_masks[0]
+    assert mask is not None
+    assert mask.count == 32 == int(mask.mask[0].sum())
 
 
 def test_refused_when_built() -> None:
@@ -156,3 +158,57 @@ def test_bool_signals_are_carried_as_well() -> None:
     masks = policy(CROPS, 8, saliency=saliency, boxes=boxes, flipped=flipped)
     assert masks.student[2] is not None
     assert masks.student[2][:, :8].all()
+
+
+# --- A masker for each view
+
+EACH = [md.RandomMasker(0.5), None]
+
+
+def test_each_view_can_have_its_own_masker() -> None:
+    local = [None, md.BlockMasker(0.25), RANDOM]
+    policy = md.ViewPolicy(student_global=EACH, student_local=local, teacher_global=EACH[::-1])
+    assert seen(policy) == ("mccmm", "cm")
+    masks = policy(CROPS, 8).student_masks
+    assert [m and m.count for m in masks] == [32, None, None, 4, 5]
+    assert policy.maskers == (md.RandomMasker(0.5), md.BlockMasker(0.25), RANDOM)
+    assert policy.by_view("teacher", 2) == [None, md.RandomMasker(0.5)]
+    assert md.ViewPolicy(EACH).masks_student
+
+
+def test_a_masker_for_each_view_is_a_value() -> None:
+    policy = md.AsymmetricMaskPolicy(EACH)
+    assert policy == md.ViewPolicy(student_global=tuple(EACH)) != md.AsymmetricMaskPolicy(EACH[0])
+    assert eval(repr(policy), vars(md)) == policy == pickle.loads(pickle.dumps(policy))
+    assert "[RandomMasker(0.5), None]" in str(policy)
+    assert POLICIES["asymmetric"](parse_cell("[RandomMasker(0.5), None]")) == policy
+    assert hash(policy) == hash(md.ViewPolicy(student_global=EACH))
+
+
+def test_equal_maskers_are_one_draw_of_all_views() -> None:
+    one, each = md.AsymmetricMaskPolicy(RANDOM), md.AsymmetricMaskPolicy([RANDOM, RANDOM])
+    assert one == each
+    drawn = [p(CROPS, 8, generator=torch.Generator().manual_seed(0)).student for p in (one, each)]
+    assert all(torch.equal(a, b) for a, b in zip(drawn[0][:2], drawn[1][:2], strict=True))
+    assert md.ViewPolicy([None, None]) == md.ViewPolicy.none()
+
+
+def test_one_signal_serves_the_views_that_need_it() -> None:
+    attention = torch.zeros(8, 64)
+    attention[4:, 32:] = 1
+    policy = md.AsymmetricMaskPolicy([RANDOM, md.AttentionGuidedMasker(0.5)])
+    assert policy(CROPS, 8, attention=attention).student[1][:, 32:].all()
+
+
+def test_cells_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="one masker or None for each of the 2 global crops; got 3"
+    ):
+        md.ViewPolicy(student_global=[RANDOM, None, RANDOM])
+    with pytest.raises(ValueError, match="each of the 3 local crops; got 2"):
+        md.ViewPolicy(student_local=[RANDOM, None])(CROPS, 8)
+    for bad in ([RANDOM, 0.3], [], "RandomMasker(0.3)"):
+        with pytest.raises(TypeError, match="a list with one of these per view"):
+            md.ViewPolicy(student_global=bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="NoSuchMasker"):
+        parse_cell("[RandomMasker(0.5), NoSuchMasker(1)]")

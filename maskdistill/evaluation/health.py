@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskdistill import objectives
+
 
 class PrototypeUsage(NamedTuple):
     """How many of the K prototypes a batch uses; scalar tensors.
@@ -89,29 +91,17 @@ def participation_ratio(features: Tensor, *, centre: bool = False) -> Tensor:
 
 
 @torch.no_grad()
-def feature_spread(features: Tensor, *, check: bool = True) -> Tensor:
-    """Return how far unit-length features spread: 0 at one point, 1 in all directions.
+def feature_spread(features: Tensor) -> Tensor:
+    """Return how far unit-length features spread, as ``objectives.feature_spread`` of a step.
 
     >>> feature_spread(torch.eye(2).repeat(3, 1))
     tensor(0.7071)
 
-    What the trainer logs under this name, and watches for collapse.
-
-    Args:
-        features: ``(n, D)``.
-        check: refuse NaN on the CPU; without it they give NaN, as in a training step, whose own
-            test of the loss says more.
-
-    Returns:
-        sqrt(1 - |mean of the unit vectors|^2), a scalar float32 tensor.
-
     Raises:
         ValueError: misshapen or empty features, or (on the CPU) NaN or infinite ones.
     """
-    if check:
-        _check("features", features)
-    mean = F.normalize(features.float(), dim=-1).mean(dim=0)
-    return (1 - mean.square().sum()).clamp(min=0).sqrt()
+    _check("features", features)
+    return objectives.feature_spread(features)
 
 
 @torch.no_grad()

@@ -21,10 +21,11 @@ from maskdistill.evaluation.attention import keep_mass
 from maskdistill.evaluation.features import accuracy, check_pixels, generator_of
 from maskdistill.evaluation.probes import Classifier
 from maskdistill.masking import AttentionGuidedMasker, Masker, RandomMasker
+from maskdistill.masking.mask import PatchMask, check_mask
 from maskdistill.masking.ratios import rounded_down
 from maskdistill.models import MaskedViT
 from maskdistill.models.probing import evaluating
-from maskdistill.models.tokens import check_choice, check_mask, mask_pixels
+from maskdistill.models.tokens import check_choice, mask_pixels
 
 OcclusionKind: TypeAlias = Literal["random", "salient", "background"]
 """``random``: any patches. ``salient``: the most attended first. ``background``: the least attended
@@ -226,22 +227,22 @@ def occluded_features(
     check_pixels(images)
     grid = vit.grid(images.shape[2], images.shape[3])
     device = next(vit.parameters()).device
-    visible = None
+    count = None
     if masks is not None:
         check_mask(masks, len(images), grid)
         if fill == "drop":
-            visible = _visible(vit, masks)
+            count = masks.shape[1] - _visible(vit, masks)
     features = []
     with evaluating(vit):
         for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)
             batch, mask = images[rows].to(device), None
             if masks is not None:
-                mask = masks[rows].to(device)
+                mask = PatchMask(masks[rows].to(device), count)
             if mask is None or fill == "drop":
-                features.append(vit.embed(normalize(batch), mask, visible=visible))
+                features.append(vit.embed(normalize(batch), mask))
                 continue
-            batch = occlude(batch, mask, vit.patch_size, fill, seed=seed, first=start)
+            batch = occlude(batch, mask.mask, vit.patch_size, fill, seed=seed, first=start)
             features.append(vit.embed(normalize(batch)))
     return torch.cat(features).float()
 

@@ -12,6 +12,7 @@ from maskdistill.masking.guided import (
     PartMasker,
     SignalMasker,
 )
+from maskdistill.masking.mask import PatchMask
 from maskdistill.masking.parsing import parse_masker
 from maskdistill.masking.ratios import Cosine, Linear, Quadratic, Steps, Stratified, Uniform, WarmUp
 from maskdistill.masking.rectangles import (
@@ -49,6 +50,7 @@ __all__ = [
     "MultiBlockMasker",
     "NoMasker",
     "PartMasker",
+    "PatchMask",
     "Quadratic",
     "RandomMasker",
     "SceneMasker",

@@ -21,27 +21,6 @@ from maskdistill.masking.ratios import check_pair, check_ratio
 _DUST = 1e-4
 
 
-def patch_grid(image_size: tuple[int, int], patch_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return the patch grid (H, W) of an image of (height, width) pixels.
-
-    >>> patch_grid((224, 160), 16)
-    (14, 10)
-
-    Raises:
-        ValueError: patches that do not divide the image.
-    """
-    patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-    if len(patch) != 2 or min(patch) < 1:
-        raise ValueError(f"patch_size must be an int >= 1, or two of them; got {patch_size!r}.")
-    height, width = image_size
-    if height % patch[0] or width % patch[1] or not height or not width:
-        raise ValueError(
-            f"an image of {height}x{width} pixels does not divide into patches of "
-            f"{patch[0]}x{patch[1]}; choose an image size that is a multiple of the patch size."
-        )
-    return height // patch[0], width // patch[1]
-
-
 @dataclass(frozen=True, repr=False)
 class SceneMasker(Masker):
     """Hides one region of the image in every view that contains it.

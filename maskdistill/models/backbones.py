@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskdistill.masking.geometry import patch_grid
+from maskdistill.masking.mask import PatchMask, patch_grid
 from maskdistill.models.masked_vit import MaskedViT
 from maskdistill.models.probing import SIZE_ARGUMENTS, empty_image
 
@@ -310,7 +310,7 @@ def _masked(model: nn.Module, apply: Any, image: Tensor, reasons: dict[str, str]
         vit = MaskedViT(model, apply)
         mask = _mask(vit, image)
         with torch.no_grad():
-            embedding = vit.embed(image, mask, visible=mask.shape[1] - mask.shape[1] // 2)
+            embedding = vit.embed(image, PatchMask(mask, mask.shape[1] // 2))
     except ValueError as error:
         reasons[apply] = str(error)
         return False

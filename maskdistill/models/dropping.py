@@ -77,13 +77,13 @@ class Dropping:
         self.request = request
         self.tokens_per_patch: Grid = (1, 1)
 
-    def kept(self, mask: Tensor, grid: Grid, visible: int | None) -> Tensor:
+    def kept(self, mask: Tensor, grid: Grid, count: int | None) -> Tensor:
         """Return the indices of the tokens that are kept, for a mask over the patch grid."""
         rows, columns = self.tokens_per_patch
         if (rows, columns) != (1, 1):
             mask = upsample(mask, grid, (grid[0] * rows, grid[1] * columns))
-            visible = None if visible is None else visible * rows * columns
-        return visible_indices(mask, visible)
+            count = None if count is None else count * rows * columns
+        return visible_indices(mask, count)
 
     def run(self, method: str, images: Tensor, **arguments: Any) -> Any:
         """Call the model's ``forward`` or ``forward_features`` while tokens are dropped."""

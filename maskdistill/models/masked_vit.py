@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maskdistill.masking.geometry import patch_grid
+from maskdistill.masking.mask import PatchMask, check_mask, patch_grid, with_count
 from maskdistill.models.attention import AttentionRecord, LastAttention, Query
 from maskdistill.models.dropping import Dropping, find_dropping
 from maskdistill.models.probing import (
@@ -30,14 +30,7 @@ from maskdistill.models.probing import (
 )
 from maskdistill.models.request import Request, Waiting, tied
 from maskdistill.models.speed import LastBlock
-from maskdistill.models.tokens import (
-    APPLICATIONS,
-    FILLS,
-    Application,
-    Fill,
-    check_choice,
-    check_mask,
-)
+from maskdistill.models.tokens import APPLICATIONS, FILLS, Application, Fill, check_choice
 
 
 def pooled(output: Any, model: Any) -> Tensor:
@@ -317,44 +310,39 @@ class MaskedViT(Transparent):
     def forward(
         self,
         images: Tensor,
-        mask: Tensor | None = None,
-        *,
-        visible: int | None = None,
+        mask: Tensor | PatchMask | None = None,
         **arguments: Any,
     ) -> Any:
         """Return what the wrapped model returns for the images, masked.
 
         Args:
             images: ``(B, C, H, W)``.
-            mask: ``(B, N)`` bool, True = hidden, or None, which leaves the model as it is.
-            visible: for ``"drop"``: the visible patches of every row, where known. Without it they
-                are counted, which makes the host wait for an accelerator and breaks a compiled
-                graph.
+            mask: ``(B, N)`` bool, True = hidden, or None, which leaves the model as it is. For
+                ``"drop"`` the hidden patches of a row are counted, which makes the host wait for an
+                accelerator and breaks a compiled graph, unless a ``PatchMask`` tells the count, as
+                those of a policy do.
             arguments: for the wrapped model, as they are.
 
         Raises:
             ValueError: a mask that does not fit the images, rows that differ in a drop, or images
                 of a size that the model does not take.
         """
-        return self._run("forward", images, mask, visible, arguments)
+        return self._run("forward", images, mask, arguments)
 
     def forward_features(
         self,
         images: Tensor,
-        mask: Tensor | None = None,
-        *,
-        visible: int | None = None,
+        mask: Tensor | PatchMask | None = None,
         **arguments: Any,
     ) -> Any:
         """Return what the wrapped model's ``forward_features`` returns: all tokens, normalised."""
-        return self._run("forward_features", images, mask, visible, arguments)
+        return self._run("forward_features", images, mask, arguments)
 
     def embed(
         self,
         images: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | PatchMask | None = None,
         *,
-        visible: int | None = None,
         class_only: bool = False,
         **arguments: Any,
     ) -> Tensor:
@@ -373,16 +361,14 @@ class MaskedViT(Transparent):
         self._request.class_only = class_only and not again
         try:
             if getattr(backbone, "num_classes", 0) and hasattr(backbone, "forward_head"):
-                tokens = self.forward_features(images, mask, visible=visible, **arguments)
+                tokens = self.forward_features(images, mask, **arguments)
                 return pooled(backbone.forward_head(tokens, pre_logits=True), backbone)
-            return pooled(self(images, mask, visible=visible, **arguments), backbone)
+            return pooled(self(images, mask, **arguments), backbone)
         finally:
             self._request.class_only = False
 
     @contextmanager
-    def masking(
-        self, masks: Sequence[Tensor | None], counts: Sequence[int | None] | None = None
-    ) -> Iterator[None]:
+    def masking(self, masks: Sequence[Tensor | PatchMask | None]) -> Iterator[None]:
         """Mask the forwards inside, in anybody's code that calls the model without masks.
 
         >>> with vit.masking(masks.student):  # doctest: +SKIP
@@ -393,9 +379,8 @@ class MaskedViT(Transparent):
         hides nothing.
 
         Args:
-            masks: one per crop, ``(B, N)`` bool or None, as ``ViewMasks.student`` is.
-            counts: the hidden patches of every row per crop, where known (``student_counts``);
-                see ``visible`` in the call.
+            masks: one per crop, ``(B, N)`` bool, ``PatchMask`` or None, as ``ViewMasks.student``
+                and ``ViewMasks.student_masks`` are.
 
         Raises:
             ValueError: a forward with more crops than masks are left, or with part of a crop.
@@ -403,7 +388,7 @@ class MaskedViT(Transparent):
         """
         if self._waiting is not None:
             raise RuntimeError("masking() is running already; leave that block first.")
-        self._waiting = Waiting(masks, counts)
+        self._waiting = Waiting(masks)
         try:
             yield
             self._waiting.check_done()
@@ -479,11 +464,10 @@ class MaskedViT(Transparent):
         self,
         method: str,
         images: Tensor,
-        mask: Tensor | None,
-        visible: int | None,
+        mask: Tensor | PatchMask | None,
         arguments: dict[str, Any],
     ) -> Any:
-        images = self._begin(images, mask, visible)
+        images = self._begin(images, mask)
         try:
             if self._request.keep is not None and self._dropping is not None:
                 output = self._dropping.run(method, images, **arguments)
@@ -503,26 +487,26 @@ class MaskedViT(Transparent):
         finally:
             self._request.clear()
 
-    def _begin(self, images: Tensor, mask: Tensor | None, visible: int | None) -> Tensor:
+    def _begin(self, images: Tensor, given: Tensor | PatchMask | None) -> Tensor:
         request = self._request
         if not isinstance(images, Tensor) or images.ndim != 4:
-            if mask is None and self._waiting is None and not request.recorders:
+            if given is None and self._waiting is None and not request.recorders:
                 return images
             came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"images must be a (B, C, H, W) tensor; got {came}.")
-        hidden = None
         if self._waiting is not None:
-            if mask is not None:
+            if given is not None:
                 raise ValueError("a mask was given inside masking(); use the one or the other.")
-            mask, hidden = self._waiting.take(images.shape[0])
+            given = self._waiting.take(images.shape[0])
         if request.recorders:
             request.grid = rows, columns = self.grid(images.shape[-2], images.shape[-1])
             request.batch, request.patches = images.shape[0], rows * columns
-        if mask is None:
+        if given is None:
             return images
         if not self._is_wrapped:
             raise RuntimeError("this wrapper was unwrapped; wrap the model again to mask it.")
         grid = self.grid(images.shape[-2], images.shape[-1])
+        mask, count = (given.mask, given.count) if isinstance(given, PatchMask) else (given, None)
         check_mask(mask, images.shape[0], grid)
         if mask.device != images.device:
             raise ValueError(f"the mask is on {mask.device}, the images on {images.device}.")
@@ -531,11 +515,9 @@ class MaskedViT(Transparent):
         if self._blanks:
             images = fill_patches(images, mask, grid, self.patch_size, "zero")
         if self._dropping is not None:
-            if visible is None and hidden is not None:
-                visible = mask.shape[1] - hidden
             rows, columns = self._dropping.tokens_per_patch
             request.tokens = mask.shape[1] * rows * columns
-            request.keep = self._dropping.kept(mask, grid, visible)
+            request.keep = self._dropping.kept(mask, grid, count)
             request.patches = request.keep.shape[1]
         request.mask, request.grid = mask, grid
         return images
@@ -612,34 +594,32 @@ class MultiCropWrapper(nn.Module):
     def forward(
         self,
         crops: Sequence[Tensor],
-        masks: Sequence[Tensor | None] | None = None,
-        counts: Sequence[int | None] | None = None,
+        masks: Sequence[Tensor | PatchMask | None] | None = None,
     ) -> MultiCropOutput:
         """Return logits and features of all crops, in their order.
 
         Args:
             crops: ``(B, C, H, W)`` each.
-            masks: one per crop, ``(B, N)`` bool or None; None masks nothing.
-            counts: the hidden patches of every row per crop, where known: ``ViewMasks`` has them.
+            masks: one per crop, ``(B, N)`` bool, ``PatchMask`` or None; None masks nothing.
         """
         masks = [None] * len(crops) if masks is None else masks
-        counts = [None] * len(crops) if counts is None else counts
-        for name, given in (("masks", masks), ("counts", counts)):
-            if not isinstance(given, Sequence) or len(given) != len(crops):
-                came = f"{len(given)}" if isinstance(given, Sequence) else type(given).__name__
-                raise ValueError(
-                    f"{name} must be a list with one entry per crop, {len(crops)}, as .student of "
-                    f"what a policy draws; got {came}."
-                )
+        if not isinstance(masks, Sequence) or len(masks) != len(crops):
+            came = f"{len(masks)}" if isinstance(masks, Sequence) else type(masks).__name__
+            raise ValueError(
+                f"masks must be a list with one entry per crop, {len(crops)}, as .student of what "
+                f"a policy draws; got {came}."
+            )
+        counted = [None if mask is None else with_count(mask) for mask in masks]
         groups: dict[tuple[torch.Size, bool, int | None], list[int]] = {}
-        for i, (crop, mask) in enumerate(zip(crops, masks, strict=True)):
-            groups.setdefault((crop.shape[1:], mask is None, counts[i]), []).append(i)
+        for i, (crop, mask) in enumerate(zip(crops, counted, strict=True)):
+            key = (crop.shape[1:], mask is None, mask.count if mask is not None else 0)
+            groups.setdefault(key, []).append(i)
         features: list[Tensor | None] = [None] * len(crops)
         for (_, clean, count), group in groups.items():
             images = torch.cat([crops[i] for i in group])
-            mask = None if clean else torch.cat([m for i in group if (m := masks[i]) is not None])
-            visible = mask.shape[1] - count if mask is not None and count is not None else None
-            out = self.backbone.embed(images, mask, visible=visible, class_only=True)
+            given = [m.mask for i in group if (m := counted[i]) is not None]
+            mask = None if clean else PatchMask(torch.cat(given), count)
+            out = self.backbone.embed(images, mask, class_only=True)
             for i, part in zip(group, out.split([crops[i].shape[0] for i in group]), strict=True):
                 features[i] = part
         joined = torch.cat([f for f in features if f is not None])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskdistill.masking.mask import PatchMask, with_count
+
 
 class Request:
     """What the hooks read: the mask of the forward that is running, if any.
@@ -73,34 +75,25 @@ class Waiting:
     """Masks of crops to come, handed out forward by forward.
 
     Args:
-        masks: one per crop, ``(B, N)`` bool or None.
-        counts: the hidden patches of every row per crop, where known.
+        masks: one per crop, ``(B, N)`` bool, ``PatchMask`` or None.
     """
 
-    def __init__(
-        self, masks: Sequence[Tensor | None], counts: Sequence[int | None] | None = None
-    ) -> None:
+    def __init__(self, masks: Sequence[Tensor | PatchMask | None]) -> None:
         if isinstance(masks, Tensor) or not isinstance(masks, Sequence):
             raise ValueError(
                 "masking() takes a list with one mask or None per crop, as policy(...).student is; "
                 f"got {type(masks).__name__}. For a single mask, pass it to the call: vit(images, "
                 "mask)."
             )
-        self.masks = list(masks)
-        self.counts: list[int | None] = [None] * len(self.masks)
-        if counts is not None:
-            if not isinstance(counts, Sequence) or len(counts) != len(self.masks):
-                raise ValueError(
-                    f"counts must have one entry per mask, {len(self.masks)}; got {counts!r}."
-                )
-            self.counts = list(counts)
-        for mask in self.masks:
-            if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-                came = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        for mask in masks:
+            bare = mask.mask if isinstance(mask, PatchMask) else mask
+            if bare is not None and (not isinstance(bare, Tensor) or bare.ndim != 2):
+                came = tuple(bare.shape) if isinstance(bare, Tensor) else type(bare).__name__
                 raise ValueError(
                     "each entry must be a (B, N) bool tensor, or None where a crop is clean; got "
                     f"{came}."
                 )
+        self.masks = [None if mask is None else with_count(mask) for mask in masks]
         self._batches = {len(mask) for mask in self.masks if mask is not None}
         if len(self._batches) > 1 or 0 in self._batches:
             raise ValueError(
@@ -109,15 +102,15 @@ class Waiting:
             )
         self.next = 0
 
-    def take(self, rows: int) -> tuple[Tensor | None, int | None]:
-        """Return the mask of a forward with so many images, and its hidden patches per row.
+    def take(self, rows: int) -> PatchMask | None:
+        """Return the mask of a forward with this many images.
 
         Raises:
             ValueError: a number of images that is no whole number of crops, or more crops than
                 masks are left.
         """
         if not self._batches:  # all clean
-            return None, None
+            return None
         (batch,) = self._batches
         left = len(self.masks) - self.next
         if rows % batch or not rows or rows // batch > left:
@@ -128,7 +121,7 @@ class Waiting:
             )
         crops = slice(self.next, self.next + rows // batch)
         self.next = crops.stop
-        return _joined(self.masks[crops], self.counts[crops])
+        return _joined(self.masks[crops])
 
     def check_done(self) -> None:
         """Refuse masks that no forward took.
@@ -143,19 +136,18 @@ class Waiting:
             )
 
 
-def _joined(
-    masks: list[Tensor | None], counts: list[int | None]
-) -> tuple[Tensor | None, int | None]:
+def _joined(masks: list[PatchMask | None]) -> PatchMask | None:
     """Join the masks of crops in one forward; clean ones among masked ones hide nothing."""
     given = [mask for mask in masks if mask is not None]
     if not given:
-        return None, None
-    if len({mask.shape for mask in given}) > 1:
+        return None
+    if len({mask.mask.shape for mask in given}) > 1:
         raise ValueError(
             "crops of one forward must have one patch grid, but their masks are "
-            f"{[tuple(mask.shape) for mask in given]}. Run the crops in the order of the masks."
+            f"{[tuple(mask.mask.shape) for mask in given]}. Run the crops in the order of the "
+            "masks."
         )
-    whole = [torch.zeros_like(given[0]) if mask is None else mask for mask in masks]
-    joined = whole[0] if len(whole) == 1 else torch.cat(whole)
-    known = {0 if m is None else c for m, c in zip(masks, counts, strict=True)}
-    return joined, known.pop() if len(known) == 1 else None
+    clean = PatchMask(torch.zeros_like(given[0].mask), count=0)
+    whole = [clean if mask is None else mask for mask in masks]
+    counts = {mask.count for mask in whole}
+    return PatchMask(torch.cat([m.mask for m in whole]), counts.pop() if len(counts) == 1 else None)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from maskdistill.masking.geometry import patch_grid
+from maskdistill.masking.mask import check_mask, patch_grid
 
 Application: TypeAlias = Literal["token", "drop", "pixel"]
 """``token``: a learned token replaces the patch embedding, before the position embedding (iBOT).
@@ -31,29 +31,6 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
-
-
-def check_mask(mask: Tensor, batch: int, grid: tuple[int, int]) -> None:
-    """Refuse a mask that is not a ``(B, N)`` bool tensor for this batch and grid.
-
-    Raises:
-        ValueError: wrong type, dtype or shape.
-    """
-    patches = grid[0] * grid[1]
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        is_tensor = isinstance(mask, Tensor)
-        hint = (
-            "Convert it with mask.bool()." if is_tensor else "Of a policy's, take one: .student[i]."
-        )
-        raise ValueError(
-            "a mask must be a bool tensor, True where a patch is hidden; got "
-            f"{mask.dtype if is_tensor else type(mask).__name__}. {hint}"
-        )
-    if tuple(mask.shape) != (batch, patches):
-        raise ValueError(
-            f"the mask must be (B, N) = ({batch}, {patches}) for a grid of {grid[0]}x{grid[1]} "
-            f"patches, prefix tokens left out; got {tuple(mask.shape)}."
-        )
 
 
 def mask_pixels(
@@ -170,7 +147,7 @@ def replace_tokens(tokens: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
     return torch.where(mask[..., None], mask_token.to(tokens.dtype), tokens)
 
 
-def visible_indices(mask: Tensor, visible: int | None = None) -> Tensor:
+def visible_indices(mask: Tensor, count: int | None = None) -> Tensor:
     """Return the indices of the visible patches of each row, ascending: ``(B, N_visible)`` int64.
 
     >>> visible_indices(torch.tensor([[True, False, False], [False, True, False]]))
@@ -179,37 +156,37 @@ def visible_indices(mask: Tensor, visible: int | None = None) -> Tensor:
 
     Args:
         mask: ``(B, N)`` bool, True = hidden; every row must hide the same number of patches.
-        visible: that number of visible patches, where it is known. ``None`` counts, which makes
-            the host wait for an accelerator and breaks a compiled graph.
+        count: that number of hidden patches, where it is known. None counts them, which makes the
+            host wait for an accelerator and breaks a compiled graph.
 
     Raises:
         ValueError: rows that hide different numbers of patches, or another number than given
             (checked on the CPU, or when counting), or rows that hide all.
     """
-    if visible is None:
+    patches = mask.shape[1]
+    if count is None:
         counts = mask.sum(dim=1)
-        least, most = (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
-        if least != most:
+        least, count = (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
+        if least != count:
             raise ValueError(
                 f"dropping tokens needs the same number of hidden patches in every row, but rows "
-                f"hide from {least} to {most}. Use masker.exactly(ratio), or apply='token'."
+                f"hide from {least} to {count}. Use masker.exactly(ratio), or apply='token'."
             )
-        visible = mask.shape[1] - most
     elif mask.device.type == "cpu" and not torch.compiler.is_compiling():
-        counted = (~mask).sum(dim=1)
-        if bool((counted != visible).any()):
+        counted = mask.sum(dim=1)
+        if bool((counted != count).any()):
             raise ValueError(
-                f"visible={visible} was given, but the rows of the mask leave from "
-                f"{int(counted.min())} to {int(counted.max())} patches visible."
+                f"count={count} was given, but the rows of the mask hide from "
+                f"{int(counted.min())} to {int(counted.max())} patches."
             )
-    if visible < 0 or visible > mask.shape[1]:
-        raise ValueError(f"visible must be from 1 to {mask.shape[1]}; got {visible}.")
-    if not visible:
+    if not 0 <= count <= patches:
+        raise ValueError(f"count must be from 0 to {patches - 1}; got {count}.")
+    if count == patches:
         raise ValueError(
             "dropping would leave no patch at all: the mask hides every one. Use a smaller ratio."
         )
     # A stable sort of False < True lists the visible patches first, in order.
-    return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :visible]
+    return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, : patches - count]
 
 
 def drop_tokens(tokens: Tensor, keep: Tensor, prefix: int = 0) -> Tensor:

@@ -38,9 +38,8 @@ from maskdistill.evaluation.judge import (
     read_attention,
     save_attention,
 )
-from maskdistill.masking import parse_masker
 from maskdistill.models import MaskedViT, backbone_arguments
-from maskdistill.policies import POLICIES, ViewPolicy
+from maskdistill.policies import POLICIES, ViewPolicy, parse_cell
 from maskdistill.training import Trainer, TrainingConfig
 from maskdistill.training.checkpoint import (
     CheckpointError,
@@ -447,7 +446,7 @@ def recipe(config: JobConfig) -> tuple[JobConfig, ViewPolicy]:
         ValueError: an unknown preset, or one that this trainer cannot run.
     """
     if config.preset is None:
-        return config, POLICIES[config.policy](parse_masker(config.masker))
+        return config, POLICIES[config.policy](parse_cell(config.masker))
     build = presets.ALL.get(config.preset)
     if build is None:
         close = difflib.get_close_matches(config.preset, presets.NAMES, n=1)
@@ -481,13 +480,12 @@ def _policy_name(config: JobConfig, policy: ViewPolicy) -> str:
     """Return the name that the settings have for a policy, or all of one that they do not name."""
     if config.preset is not None:
         return "preset"
-    named = POLICIES[config.policy](parse_masker(config.masker))
+    named = POLICIES[config.policy](parse_cell(config.masker))
     return config.policy if policy == named else repr(policy)
 
 
 def _maskers(policy: ViewPolicy) -> str:
-    maskers = (policy.student_global, policy.student_local, policy.teacher_global)
-    return ", ".join(dict.fromkeys(repr(masker) for masker in maskers if masker is not None))
+    return ", ".join(map(repr, policy.maskers))
 
 
 def _masks_figure(trainer: Trainer, images: JobImages, policy: ViewPolicy) -> Any:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from maskdistill.data.writing import write_durably
 from maskdistill.evaluation import health
+from maskdistill.masking.mask import PatchMask
 from maskdistill.models.probing import evaluating
 from maskdistill.policies import ViewPolicy
 from maskdistill.training.checkpoint import (
@@ -468,8 +469,8 @@ def measure_health(state: TrainState, seen: StepView, settings: StepSettings) ->
     if any(mask is not None for mask in seen.masks):
         nothing = [None] * len(seen.crops)
         with evaluating(state.student_net), _as_written(state.student_net):
-            signs["masked_loss"] = _loss(state, seen, settings, seen.masks, seen.counts)
-            signs["unmasked_loss"] = _loss(state, seen, settings, nothing, nothing)
+            signs["masked_loss"] = _loss(state, seen, settings, seen.masks)
+            signs["unmasked_loss"] = _loss(state, seen, settings, nothing)
     return {name: value.float() for name, value in signs.items()}
 
 
@@ -499,8 +500,7 @@ def _loss(
     state: TrainState,
     seen: StepView,
     settings: StepSettings,
-    masks: Sequence[Tensor | None],
-    counts: Sequence[int | None],
+    masks: Sequence[PatchMask | None],
 ) -> Tensor:
     """Return the student's loss on its views, as it is now, under some masks."""
     crops, net = seen.crops, state.student_net
@@ -510,7 +510,7 @@ def _loss(
         with torch.autocast(
             crops[0].device.type, settings.amp_dtype, enabled=settings.amp_dtype is not None
         ):
-            logits = net(rows_of(crops, part), rows_of(masks, part), counts).logits
+            logits = net(rows_of(crops, part), rows_of(masks, part)).logits
         own = targets_of(seen.targets, part, crops[0].shape[0])
         losses.append(state.objective(logits, own, views=len(crops)))
     return torch.stack(losses).mean()

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from maskdistill.evaluation.health import feature_spread
+from maskdistill.masking.mask import PatchMask
 from maskdistill.models import MaskedViT, MultiCropOutput, MultiCropWrapper
-from maskdistill.objectives import DINOLoss
+from maskdistill.objectives import DINOLoss, feature_spread
 from maskdistill.policies import ViewPolicy
 from maskdistill.training.distributed import gradients_later, local, norms_of_all
 
@@ -162,16 +162,14 @@ class StepView(NamedTuple):
 
     Attributes:
         crops: ``(B, 3, H, W)`` each, the global ones first.
-        masks: the student's, one per crop, ``(B, N)`` bool or None.
-        counts: hidden patches of every row per crop, where known.
+        masks: the student's, one per crop, None where it is clean.
         teacher: logits and features of the global views, view by view.
         targets: ``(G * B, K)`` distributions made of those logits.
         parts: slices of the batch, which go through the networks one after the other.
     """
 
     crops: Sequence[Tensor]
-    masks: Sequence[Tensor | None]
-    counts: Sequence[int | None]
+    masks: Sequence[PatchMask | None]
     teacher: MultiCropOutput
     targets: Tensor
     parts: Sequence[slice]
@@ -235,11 +233,15 @@ def train_step(
         if i == 0:
             group["weight_decay"] = settings.weight_decay
 
-    # Masks are drawn in two parts, the teacher's and the student's, which may be related.
-    draw: dict[str, Any] = {
-        "generator": generator, "progress": settings.progress, "boxes": boxes, "flipped": flipped,
-        "memory": {},
-    }  # fmt: skip
+    net = state.student_net
+    draw = policy.begin(
+        crops,
+        net.backbone.patch_size,
+        generator=generator,
+        progress=settings.progress,
+        boxes=boxes,
+        flipped=flipped,
+    )
     parts = _parts(crops, settings.accumulate)
     autocast = partial(
         torch.autocast,
@@ -247,34 +249,34 @@ def train_step(
         settings.amp_dtype,
         enabled=settings.amp_dtype is not None,
     )
+    views = crops[: policy.global_crops]
     with autocast():
-        teacher, attention = _run_teacher(state.teacher, crops, parts, policy, draw)
+        teacher, signals = _run_teacher(
+            state.teacher, views, draw.teacher(), parts, attention="attention" in policy.needs
+        )
     targets = state.objective.targets(teacher.logits, settings.teacher_temp)
+    masks = draw.student(**signals)
     state.optimizer.zero_grad(set_to_none=True)
-    patch_size = state.student_net.backbone.patch_size
-    signals: dict[str, Any] = {} if attention is None else {"attention": attention}
-    masks, counts = policy.student_masks(crops, patch_size, **draw, **signals)
     if observe is not None:
-        observe(StepView(crops, masks, counts, teacher, targets, parts))
+        observe(StepView(crops, masks, teacher, targets, parts))
     losses = []
     for part in parts:
         with gradients_later(state.student, part is not parts[-1]):
             with autocast():
-                student = state.student(rows_of(crops, part), rows_of(masks, part), counts)
+                student = state.student(rows_of(crops, part), rows_of(masks, part))
             own = targets_of(targets, part, crops[0].shape[0])
             loss = state.objective(student.logits, own, views=len(crops)) / len(parts)
             loss.backward()
         losses.append(loss.detach())
     state.objective.update_center(teacher.logits)
 
-    net = state.student_net
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     norm = clip_gradients(gradients, settings.clip_grad, settings.clip_mode)
     if settings.freeze_last_layer:
         freeze_gradients(net, "last_layer")
     state.optimizer.step()
     update_average(state.teacher.parameters(), net.parameters(), settings.momentum)
-    spread = feature_spread(teacher.features[: crops[0].shape[0]], check=False)
+    spread = feature_spread(teacher.features[: crops[0].shape[0]])
     return StepMetrics(torch.stack(losses).sum(), norm, _entropy(targets), spread)
 
 
@@ -303,20 +305,18 @@ def targets_of(targets: Tensor, part: slice, batch: int) -> Tensor:
 @torch.no_grad()
 def _run_teacher(
     teacher: MultiCropWrapper,
-    crops: Sequence[Tensor],
+    views: Sequence[Tensor],
+    masks: Sequence[PatchMask | None],
     parts: Sequence[slice],
-    policy: ViewPolicy,
-    draw: dict[str, Any],
-) -> tuple[MultiCropOutput, list[Tensor] | None]:
-    """Return the teacher's output on the global crops, and its attention if the policy asks."""
-    views = crops[: policy.global_crops]
+    *,
+    attention: bool,
+) -> tuple[MultiCropOutput, dict[str, list[Tensor]]]:
+    """Return the teacher's output on the global crops, and its attention as a signal if asked."""
     vit: MaskedViT = teacher.backbone
-    masks, counts = policy.teacher_masks(crops, vit.patch_size, **draw)
-    wanted = "attention" in policy.needs
     outputs, attentions = [], []
     for part in parts:
-        with vit.record_attention() if wanted else nullcontext() as record:
-            outputs.append(teacher(rows_of(views, part), rows_of(masks, part), counts))
+        with vit.record_attention() if attention else nullcontext() as record:
+            outputs.append(teacher(rows_of(views, part), rows_of(masks, part)))
         if record is not None:
             attentions.append(record.attention)
             if len(attentions[-1]) != len(outputs[-1].features):
@@ -326,9 +326,9 @@ def _run_teacher(
                     f"{[tuple(view.shape) for view in views]}."
                 )
     output = MultiCropOutput(*(_joined(kind, len(views)) for kind in zip(*outputs, strict=True)))
-    if not wanted:
-        return output, None
-    return output, list(_joined(attentions, len(views)).chunk(len(views)))
+    if not attention:
+        return output, {}
+    return output, {"attention": list(_joined(attentions, len(views)).chunk(len(views)))}
 
 
 def _joined(parts: Sequence[Tensor], views: int) -> Tensor:

@@ -166,13 +166,14 @@ def _check_policy(policy: ViewPolicy, config: TrainingConfig, vit: MaskedViT) ->
         raise ValueError(
             f"the policy needs the signal(s) {unknown}, but the trainer supplies 'attention' and "
             f"{sorted(OF_EVERY_VIEW)} only. "
-            "Supply others in a loop of your own, with policy.student_masks(...)."
+            "Supply others in a loop of your own, with policy.begin(...)."
         )
     if policy.global_crops != 2:
         raise ValueError(
             f"DINO's multi-crop has 2 global crops; the policy is for {policy.global_crops}. Its "
             "masker serves in a policy of your own: ViewPolicy(student_global=...)."
         )
+    policy.by_view("student", 2 + config.local_crops)  # refuses a list for other local crops
     if "attention" in policy.needs:
         vit.attention(_empty_image(vit, config.image_size))  # refuses a model that has none
     if config.apply == "drop":
@@ -183,14 +184,13 @@ def _check_drop(policy: ViewPolicy, config: TrainingConfig, vit: MaskedViT) -> N
     if "attention" in policy.needs and policy.teacher_global is not None:
         raise ValueError(
             "apply='drop' with teacher_global leaves the teacher without attention to the patches "
-            f"it does not see, but {policy.student_global!r} needs it. Use apply='token'."
+            f"it does not see, but {policy!r} needs it. Use apply='token'."
         )
     assert config.local_size is not None
-    for masker, size in (
-        (policy.student_global, config.image_size),
-        (policy.student_local, config.local_size),
-        (policy.teacher_global, config.image_size),
-    ):
+    whole, local = [config.image_size] * 2, [config.local_size] * config.local_crops
+    student = policy.by_view("student", len(whole + local))
+    pairs = zip(student + policy.by_view("teacher", 2), whole + local + whole, strict=True)
+    for masker, size in dict.fromkeys(pairs):
         rows, columns = vit.grid(size, size)
         for progress in (i / 64 for i in range(65)):
             count = 0 if masker is None else masker.fixed_count((rows, columns), progress)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import maskdistill as md
+from maskdistill.masking.mask import PatchMask
 from maskdistill.models.speed import LastBlock, compile_blocks, unfuse_attention
 
 SMALL = {"img_size": 32, "patch_size": 8, "depth": 2, "num_classes": 0, "dynamic_img_size": True}
@@ -125,10 +126,10 @@ def test_compiled_blocks_are_the_same() -> None:
     vit = create("vit_tiny_patch16_224", {"drop_path_rate": 0.0})
     net = md.MaskedViT(vit, "drop")
     images, mask = torch.randn(2, 3, 32, 32), md.RandomMasker(0.5)(2, (4, 4))
-    before, keys = net.embed(images, mask, visible=8, class_only=True), list(net.state_dict())
+    before, keys = net.embed(images, PatchMask(mask, 8), class_only=True), list(net.state_dict())
     compile_blocks(vit, backend="aot_eager")
     assert list(net.state_dict()) == keys
-    torch.testing.assert_close(net.embed(images, mask, visible=8, class_only=True), before)
+    torch.testing.assert_close(net.embed(images, PatchMask(mask, 8), class_only=True), before)
     with pytest.raises(ValueError, match="no list of blocks"):
         compile_blocks(nn.Linear(1, 1))
 

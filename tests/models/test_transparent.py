@@ -13,6 +13,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 import maskdistill as md
+from maskdistill.masking.mask import PatchMask
 
 
 def small(name: str = "vit_tiny_patch16_224", **arguments: Any) -> nn.Module:
@@ -233,7 +234,7 @@ def test_a_mask_of_coarser_patches(name: str, apply: str) -> None:
     if apply == "drop":
         prefix = vit.forward_features(x).shape[1] - 64
         assert vit.forward_features(x, mask).shape[1] == prefix + 32
-        assert torch.equal(vit(x, mask, visible=8), vit(x, mask))
+        assert torch.equal(vit(x, PatchMask(mask, 8)), vit(x, mask))
     vit.unwrap()
     fine, coarse = md.MaskedViT(model, "pixel"), md.MaskedViT(model, "pixel", patch_size=16)
     summed = fine.attention(x).unflatten(2, (4, 2, 4, 2)).sum((3, 5)).flatten(2)
@@ -248,7 +249,7 @@ def test_multicrop_says_what_it_wants() -> None:
         md.MultiCropWrapper(small(), nn.Identity())  # type: ignore[arg-type]
     net = md.MultiCropWrapper(md.MaskedViT(small()), nn.Identity())
     with pytest.raises(ValueError, match=r"one entry per crop, 1, .* got ViewMasks"):
-        net([X], md.ViewMasks([MASK], [None], [8], [0]))  # type: ignore[arg-type]
+        net([X], md.ViewMasks((PatchMask(MASK, 8),), (None,)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"one entry per crop, 2, .* got 1"):
         net([X, X], [MASK])
 
@@ -256,13 +257,13 @@ def test_multicrop_says_what_it_wants() -> None:
 def test_bad_calls() -> None:
     vit = md.MaskedViT(small(), "drop")
     for arguments, message in (
-        ((X, md.ViewMasks([MASK], [None], [8], [0])), r"got ViewMasks.*student\[i\]"),
+        ((X, md.ViewMasks((PatchMask(MASK, 8),), (None,))), r"got ViewMasks.*student\[i\]"),
         (({"x": X}, MASK), "tensor; got dict"),
     ):
         with pytest.raises(ValueError, match=message):
             vit(*arguments)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="visible=12 was given, but .* from 8 to 8"):
-        vit(X, MASK, visible=12)
+    with pytest.raises(ValueError, match="count=12 was given, but .* from 8 to 8"):
+        vit(X, PatchMask(MASK, 12))
     with vit.masking([None]), pytest.raises(ValueError, match="inside masking"):
         vit(X, MASK)
     vit.backbone.patch_embed.strict_img_size = False
