@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[1] / "examples/benchmarks"
 TINY = ["--batch", "2", "--grid", "4", "4", "--rounds", "2", "--seconds", "0"]
 
 DINOV2 = """
@@ -52,9 +53,7 @@ class UniformMasking:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    import benchmark_masks
-
-    return benchmark_masks
+    return importlib.import_module("masks")
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def everything(script: ModuleType, path: Path, *arguments: str) -> dict[str, Any
 
 def test_as_a_script_without_peers() -> None:
     ran = subprocess.run(
-        [sys.executable, EXAMPLES / "benchmark_masks.py", *TINY, "--only", "capi", "Checker"],
+        [sys.executable, EXAMPLES / "masks.py", *TINY, "--only", "capi", "Checker"],
         capture_output=True, text=True, check=True, cwd=EXAMPLES.parent,
     ).stdout  # fmt: skip
     assert "git clone --depth 1 https://github.com/facebookresearch/capi PEERS/capi" in ran
@@ -131,7 +130,7 @@ def test_installed_packages(
 
 
 def test_stubs_leave_no_trace(script: ModuleType, peers: Path) -> None:
-    from benchmark_loading import load
+    load = importlib.import_module("peers").load
 
     before = {name: sys.modules.get(name) for name in ("torchvision", "datasets", "jaxtyping")}
     finders = list(sys.meta_path)

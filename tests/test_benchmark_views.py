@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[1] / "examples/benchmarks"
 
 CLONE = """
 class Resize:
@@ -40,7 +41,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.delitem(sys.modules, "main_dino", raising=False)
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    import benchmark_views
+    benchmark_views = importlib.import_module("views")
 
     assert torch.get_num_threads() == threads
     return benchmark_views

@@ -148,8 +148,8 @@ def test_settings_out_of_range() -> None:
 
 def benchmark() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "examples"))
-        return importlib.import_module("benchmark_evaluation")
+        patch.syspath_prepend(str(ROOT / "examples/benchmarks"))
+        return importlib.import_module("evaluation")
 
 
 def test_agrees_with_scikit_learn() -> None:

@@ -1,8 +1,8 @@
 """How fast a training step is, beside facebookresearch/dino's own.
 
     git clone https://github.com/facebookresearch/dino CLONE
-    python examples/benchmark_step.py --dino CLONE
-    python examples/benchmark_step.py --dino CLONE --device cuda --image-size 224 --local-size 96
+    python examples/benchmarks/step.py --dino CLONE
+    python examples/benchmarks/step.py --dino CLONE --device cuda --image-size 224 --local-size 96
 
 Both train the same ViT, head and crops with the same optimiser; the original's step is its own
 ``train_one_epoch``, unmodified, over one batch at a time. All variants run by turns in one process,
@@ -30,7 +30,6 @@ import timm
 import torch
 import torch.distributed as dist
 import tyro
-from recipe_dino_shim import without_cuda, without_network
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -39,6 +38,9 @@ import maskdistill as md
 from maskdistill.training import StepSettings, TrainingConfig, train_step
 from maskdistill.training.distributed import Processes
 from maskdistill.training.trainer import build_state
+
+sys.path.append(str(Path(__file__).parents[1]))
+from recipe_dino_shim import without_cuda, without_network
 
 COMMIT = "7c446df5b9f45747937fb0d72314eb9f7b66930a"
 

@@ -1,8 +1,8 @@
 """How fast masks are drawn: each of our maskers by turns with the generator it stands for.
 
-    python examples/benchmark_masks.py                    # ours; and lightly's where installed
-    python examples/benchmark_masks.py --peers CLONES     # and every peer cloned into CLONES
-    python examples/benchmark_masks.py --scaling          # cost over batch sizes and grids
+    python examples/benchmarks/masks.py                    # ours; and lightly's where installed
+    python examples/benchmarks/masks.py --peers CLONES     # and every peer cloned into CLONES
+    python examples/benchmarks/masks.py --scaling          # cost over batch sizes and grids
 
 What is not here is listed as skipped, with the command that gets it.
 """
@@ -21,8 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from benchmark_loading import AbsentError, Draw, Peer, Request
-from benchmark_peers import OURS, PEERS, draws
+from peers import OURS, PEERS, AbsentError, Draw, Peer, Request, draws
 from torch.utils.benchmark import Measurement, Timer
 
 BATCHES = (64, 256, 1024, 4096)

@@ -1,7 +1,7 @@
 """How the rate of training grows with the number of GPUs, from what a step and an all-reduce cost.
 
-    torchrun --nproc-per-node 2 examples/benchmark_scaling.py            # measures, and computes
-    python examples/benchmark_scaling.py --step-ms 180 --node-gbs 300 --network-gbs 40   # computes
+    torchrun --nproc-per-node 2 examples/benchmarks/scaling.py            # measures, and computes
+    python examples/benchmarks/scaling.py --step-ms 180 --node-gbs 300 --network-gbs 40   # computes
 
 Under ``torchrun`` it times a step of one process alone, the same step under DDP, and all-reduces of
 several sizes, to which latency and bandwidth are fitted. What it then computes for 8, 64 and 512

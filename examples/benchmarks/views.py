@@ -1,9 +1,9 @@
 """How fast multi-crop views are made, against facebookresearch/dino's own augmentation.
 
     git clone --depth 1 https://github.com/facebookresearch/dino DINO
-    python examples/benchmark_views.py --dino DINO
-    python examples/benchmark_views.py --dino DINO --data mini-imagenet
-    python examples/benchmark_views.py --resident --device cuda
+    python examples/benchmarks/views.py --dino DINO
+    python examples/benchmarks/views.py --dino DINO --data mini-imagenet
+    python examples/benchmarks/views.py --resident --device cuda
 
 One thread, no workers, decoding included; both end with normalised floats. They run by turns in one
 process, and what is reported is the ratio of medians. Without --data the images are scenes, drawn

@@ -1,7 +1,7 @@
 """How long the instruments take, and how much memory.
 
-    /usr/bin/time -v python examples/benchmark_evaluation.py knn
-    python examples/benchmark_evaluation.py knn --dino CLONE
+    /usr/bin/time -v python examples/benchmarks/evaluation.py knn
+    python examples/benchmarks/evaluation.py knn --dino CLONE
 
 The features are random, which takes k-NN as long as any others. With a clone of
 facebookresearch/dino, its own ``knn_classifier`` runs on the same features, and what both find is

@@ -1,7 +1,7 @@
 """How long a user waits: for `import maskdistill`, and for the example's first training step.
 
-    python examples/benchmark_start.py
-    python examples/benchmark_start.py --example-arguments --data PATH --image-size 64
+    python examples/benchmarks/start.py
+    python examples/benchmarks/start.py --example-arguments --data PATH --image-size 64
 
 Each import runs in a fresh interpreter, with and without maskdistill by turns; the first step is
 timed from the start of its process, and is over when its loss is known. The files of all of them

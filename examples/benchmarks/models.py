@@ -1,7 +1,7 @@
 """What MaskedViT costs without a mask, and what dropping tokens saves.
 
-    python examples/benchmark_models.py
-    python examples/benchmark_models.py --models vit_base_patch16_224 --device cuda
+    python examples/benchmarks/models.py
+    python examples/benchmarks/models.py --models vit_base_patch16_224 --device cuda
 
 Each pair runs by turns in one process, and what is reported is the ratio of medians.
 """
