@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,7 +12,6 @@ from torch import Tensor
 from maskdistill.masking.base import Masker
 from maskdistill.masking.geometry import carry_signal, check_boxes
 from maskdistill.masking.mask import PatchMask, patch_grid
-from maskdistill.masking.parsing import parse_masker
 
 PatchSize: TypeAlias = int | tuple[int, int]
 Signal: TypeAlias = Tensor | Sequence[Tensor]
@@ -464,27 +462,6 @@ class StepDraw:
             for v in range(seen, len(self._crops))
         ]
         return [*signal, *local]
-
-
-def parse_cell(text: str) -> Masker | tuple[Masker | None, ...]:
-    """Build what a cell of a policy takes from text: a masker's repr, or a list of them.
-
-    >>> parse_cell("RandomMasker(0.3)")
-    RandomMasker(0.3)
-    >>> parse_cell("[RandomMasker(0.3), None]")
-    (RandomMasker(0.3), None)
-
-    Raises:
-        ValueError: text that is neither; says what could not be read.
-    """
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return parse_masker(text)  # which says what is wrong
-    if not isinstance(tree, (ast.List, ast.Tuple)):
-        return parse_masker(text)
-    entries = [ast.unparse(entry) for entry in tree.elts]
-    return tuple(None if entry == "None" else parse_masker(entry) for entry in entries)
 
 
 # --- Cells of the table

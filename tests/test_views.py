@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import maskdistill as md
-from maskdistill.policies import POLICIES, parse_cell
+from maskdistill.masking.parsing import parse_cell
+from maskdistill.policies import POLICIES
 
 RANDOM = md.RandomMasker(0.3)
 CROPS = [torch.zeros(4, 3, 64, 64)] * 2 + [torch.zeros(4, 3, 32, 32)] * 3

@@ -85,6 +85,27 @@ def parse_masker(text: str) -> Masker:
     return masker
 
 
+def parse_cell(text: str) -> Masker | tuple[Masker | None, ...]:
+    """Build what a cell of a policy takes from its text: a masker's repr, or a list of them.
+
+    >>> parse_cell("RandomMasker(0.3)")
+    RandomMasker(0.3)
+    >>> parse_cell("[RandomMasker(0.3), None]")
+    (RandomMasker(0.3), None)
+
+    Raises:
+        ValueError: text that is neither; says what could not be read.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return parse_masker(text)  # which says what is wrong
+    if not isinstance(tree, (ast.List, ast.Tuple)):
+        return parse_masker(text)
+    entries = [ast.unparse(entry) for entry in tree.elts]
+    return tuple(None if entry == "None" else parse_masker(entry) for entry in entries)
+
+
 def _read(node: ast.expr, text: str) -> Any:
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):

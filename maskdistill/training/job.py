@@ -38,8 +38,9 @@ from maskdistill.evaluation.judge import (
     read_attention,
     save_attention,
 )
+from maskdistill.masking.parsing import parse_cell
 from maskdistill.models import MaskedViT, backbone_arguments
-from maskdistill.policies import POLICIES, ViewPolicy, parse_cell
+from maskdistill.policies import POLICIES, ViewPolicy
 from maskdistill.training import Trainer, TrainingConfig
 from maskdistill.training.checkpoint import (
     CheckpointError,
