@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from maskdistill.masking.mask import PatchMask
-from maskdistill.models import MaskedViT, MultiCropOutput, MultiCropWrapper
+from maskdistill.models.masked_vit import MaskedViT, MultiCropOutput, MultiCropWrapper
 from maskdistill.objectives import DINOLoss, feature_spread
 from maskdistill.policies import ViewPolicy
 from maskdistill.training.distributed import gradients_later, local, norms_of_all
