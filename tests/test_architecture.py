@@ -119,6 +119,23 @@ def test_importing_is_light() -> None:
     assert not heavy & set(added)
 
 
+# Packages that are imported under another name than the one that pip knows.
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    text = (ROOT / "pyproject.toml").read_text().split("docs = [")[0]
+    names = re.findall(r'"([a-z0-9-]+)(?:>=|\[)', text)
+    declared = {IMPORTED_AS.get(name, name) for name in names} | {"maskdistill"}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                modules = [str(node.module)]
+            top = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
+            assert top <= declared, f"{path.name} imports {top - declared}, which no extra names"
+
+
 # --- The README's reading map
 
 
