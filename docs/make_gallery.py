@@ -1,15 +1,14 @@
-"""Makes the cards of the methods, their pictures and the gallery, from the presets themselves.
+"""Plots the pictures of the methods, and lists them in the gallery, from the presets themselves.
 
     python docs/make_gallery.py
 
-It writes docs/gallery.md, docs/methods/*.md and docs/img/methods/*.png. What is said stands in
-`maskdistill/presets`; what is drawn and counted comes from the maskers, with a fixed seed.
+It writes docs/img/methods/*.png, and the lists of docs/gallery.md: all between its first heading
+and its last. The cards, docs/methods/*.md, are written by hand. Masks are drawn with a fixed seed.
 """
 
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -35,21 +34,12 @@ DRAWS = 5000
 NETWORKS = ("adios", "cl_mae")
 BATCHES = {"msn": 1}
 """Images per call, where one mask is shared by all of them; else the plot's own."""
-NOTICE = "<!-- Made by docs/make_gallery.py from maskdistill/presets. -->"
-"""At the end of each page: a menu shows the heading that a page begins with."""
 FAMILIES = {
     "Self-distillation": ("dino", "ibot", "prototypes", "siamese"),
     "Latent targets": ("clusters", "latent", "clip"),
     "Pixels and visual words": ("pixels", "tokens"),
 }
 """Headings of the gallery, each with the first objectives of its methods."""
-SIGNALS = {
-    "attention": "The attention is made up: the object's mask, blurred, with some noise.",
-    "loss": "The predicted loss is made up: the contrast within each patch.",
-    "parts": "The seven parts are made up: sectors of the object and of the ground around it.",
-    "images": "The patches that are compared are those of the scene.",
-}
-SIZES = "[torch.randn(4, 3, 224, 224)]"
 
 
 class Colourfulness(nn.Module):
@@ -64,18 +54,17 @@ class Colourfulness(nn.Module):
 
 def main() -> None:
     """Write everything."""
-    for folder in (DOCS / "methods", DOCS / "img" / "methods"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.iterdir():
-            old.unlink()
-    for path, text in pages().items():
-        path.write_text(text, encoding="utf-8")
+    folder = DOCS / "img" / "methods"
+    for old in folder.iterdir():
+        old.unlink()
     for path, picture in pictures():
         path.write_bytes(picture)
+    page = DOCS / "gallery.md"
+    page.write_text(with_lists(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------
-# What is drawn
+# What is plotted
 
 
 def build(name: str) -> Preset:
@@ -173,16 +162,16 @@ def hidden(name: str) -> Tensor:
 
 
 def pictures() -> Iterator[tuple[Path, bytes]]:
-    """Draw the picture of each card, and the small one of the gallery."""
+    """Plot the picture of each card, and the small one of the gallery."""
     folder = DOCS / "img" / "methods"
     for name in presets.NAMES:
         generator = torch.Generator().manual_seed(SEED)
         figure = plotting.plot_masker(
             masker_of(name), GRID, samples=DRAWS, generator=generator, **arguments(name)
         )
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png")
-        pixels = np.asarray(Image.open(drawn).convert("RGB"))
+        saved = io.BytesIO()
+        figure.savefig(saved, format="png")
+        pixels = np.asarray(Image.open(saved).convert("RGB"))
         yield folder / f"{name}.png", compressed(pixels)
         yield folder / f"{name}-small.png", compressed(strip(name))
 
@@ -242,10 +231,41 @@ def compressed(pixels: Any) -> bytes:
 # What is written
 
 
-def pages() -> dict[Path, str]:
-    """Return the text of every page, by its path."""
-    cards = {DOCS / "methods" / f"{name}.md": card(name) for name in presets.NAMES}
-    return {DOCS / "gallery.md": gallery(), **cards}
+def with_lists(page: str) -> str:
+    """Return the text of the gallery with its lists made anew."""
+    before, rest = page.split(f"## {next(iter(FAMILIES))}\n", 1)
+    after = rest[rest.rindex("## ") :]
+    return before + lists() + after
+
+
+def lists() -> str:
+    """Write the methods of each family, each with its picture and the share that it hides."""
+    lines = []
+    for family, objectives in FAMILIES.items():
+        lines += [f"## {family}", '<div class="grid cards gallery" markdown>']
+        built = {name: build(name) for name in presets.NAMES}
+        lines += [
+            entry(name, preset)
+            for name, preset in built.items()
+            if preset.objectives[0] in objectives
+        ]
+        lines.append("</div>")
+    return "\n\n".join(lines).replace(" %", "\N{NO-BREAK SPACE}%") + "\n\n"
+
+
+def entry(name: str, preset: Preset) -> str:
+    """Write one entry of the gallery."""
+    share = shares(name)
+    picture = (
+        f"Draws of {preset.title} on {GRID[0]} by {GRID[1]} patches, a map of how often each "
+        f"patch is hidden, and a histogram of the share that is hidden: {share}."
+    )
+    how = [share, *([preset.apply] if preset.maskers else []), " + ".join(preset.objectives)]
+    return (
+        f"-   [![{picture}](img/methods/{name}-small.png)](methods/{name}.md)\n\n"
+        f"    [**{preset.title}**](methods/{name}.md) `presets.{name}`\n\n"
+        f"    {' · '.join(how)}"
+    )
 
 
 def shares(name: str) -> str:
@@ -255,182 +275,6 @@ def shares(name: str) -> str:
         return f"{100 * count / (GRID[0] * GRID[1]):.0f} %"
     share = 100 * hidden(name).float().mean(dim=1)
     return f"{share.mean():.0f} % ({share.min():.0f} to {share.max():.0f} %)"
-
-
-def card(name: str) -> str:
-    """Write the page of one method."""
-    preset = build(name)
-    paper, source = preset.paper, "the authors' code" if preset.paper.code else "the paper"
-    links = f"[arXiv {paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})"
-    if paper.code:
-        links += f", [the code that was read]({paper.code})"
-    lines = [
-        f"# {preset.title}",
-        f"{paper.authors}, *{paper.title}*, {paper.venue}. {links}.",
-        preset.hides,
-        f"![{alternative(name)}](../img/methods/{name}.png){{ .draws }}",
-        caption(name),
-        "## In code",
-        code(name),
-        f"Its arguments: [`presets.{name}`](../api.md#maskdistill.presets.{name}).",
-        f"## The settings of {source}",
-        "\n".join(
-            ["| setting | value |", "|---|---|"]
-            + [f"| {setting} | {value} |" for setting, value in preset.defaults.items()]
-        ),
-        f"## What differs from {source}",
-        listed(preset.differences) or "Nothing: there is no mask.",
-        "## What was measured",
-        listed(preset.evidence) or "No figure could be read at its source, and none is quoted.",
-        "[All methods side by side](../gallery.md)",
-    ]
-    return "\n\n".join(wrapped(line) for line in [*lines, NOTICE]) + "\n"
-
-
-def wrapped(paragraph: str) -> str:
-    """Break a paragraph or list into lines of the length that other pages have."""
-    paragraph = paragraph.replace(" %", "\N{NO-BREAK SPACE}%")
-    if paragraph.startswith(("#", "```", "|", "<", "---", "-   ")):
-        return paragraph
-    return "\n".join(
-        textwrap.fill(
-            line,
-            100,
-            subsequent_indent="  " if line.startswith("- ") else "",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for line in paragraph.splitlines()
-    )
-
-
-def listed(sentences: tuple[str, ...]) -> str:
-    """Write a list."""
-    return "\n".join(f"- {sentence}" for sentence in sentences)
-
-
-def alternative(name: str) -> str:
-    """Describe a picture for those who do not see it."""
-    return (
-        f"Draws of {build(name).title} on {GRID[0]} by {GRID[1]} patches, a map of how often each "
-        f"patch is hidden, and a histogram of the share that is hidden: {shares(name)}."
-    )
-
-
-def caption(name: str) -> str:
-    """Explain a picture."""
-    masker, given = masker_of(name), arguments(name)
-    text = f"Dark patches are hidden. The map and the histogram are of {DRAWS:,} draws"
-    if name in NETWORKS:
-        return (
-            f"*{text} over 200 scenes. The network is a stand-in, which scores what is colourful; "
-            "each image is shown above its mask.*"
-        )
-    if "progress" in given:
-        text += " at the end of training"
-    if masker.needs:
-        text += f", all for the one scene that is shown. {SIGNALS[min(masker.needs)]}"
-    else:
-        text += "."
-    if name in BATCHES:
-        text += " The draws on top are one batch."
-    return f"*{text}*"
-
-
-def code(name: str) -> str:
-    """Write code that builds a preset, prints it and draws."""
-    preset = build(name)
-    views = SIZES + (" * 2" if preset.global_crops == 2 else "")
-    if preset.local_views:
-        views += " + [torch.randn(4, 3, 96, 96)] * 8"
-    rows = 4 * preset.global_crops
-    made = {
-        "attention": ("attention", f"torch.rand({rows}, 196)", "stands for the teacher's"),
-        "loss": ("loss", f"torch.rand({rows}, 196)", "stands for the predicted one"),
-        "parts": (
-            "parts",
-            f"torch.randint(7, ({rows}, 196))",
-            "stands for those of a part learner",
-        ),
-    }
-    if name == "milan":
-        made["attention"] = (*made["attention"][:2], "stands for CLIP's")
-    given = [made[need] for need in sorted(preset.needs) if need in made]
-    call, lines = f"md.presets.{name}()", ["import torch", "import maskdistill as md", ""]
-    if name in NETWORKS:
-        call = f"md.presets.{name}(Network())"
-        lines += [
-            "class Network(torch.nn.Module):    # stands for one that is trained",
-            "    def forward(self, images):",
-            "        return images.mean(dim=1, keepdim=True)",
-            "",
-        ]
-    lines += [f"preset = {call}", "print(preset)"]
-    blocks = ["```python", *lines, "```", "", "```text", str(preset), "```", ""]
-    if name in NETWORKS:
-        blocks[blocks.index(str(preset))] = str(preset).replace("<Colourfulness>", "<Network>")
-    arguments = "".join(f", {need}={need}" for need, _, _ in given)
-    blocks += [
-        "```python",
-        f"crops = {views}",
-        *(f"{need} = {value}    # {why}" for need, value, why in given),
-        f"masks = preset(crops, patch_size=16{arguments})",
-    ]
-    if preset.maskers:
-        blocks.append("assert masks.student[0].shape == (4, 196)")
-    else:
-        blocks.append("assert masks.student[0] is None")
-    return "\n".join([*blocks, "```"])
-
-
-def gallery() -> str:
-    """Write the page that shows all methods side by side."""
-    lines = [
-        "---\nhide:\n  - toc\n---",
-        "# Gallery of methods",
-        "Published masking methods, each a value: `md.presets.ibot()` is the policy with its "
-        "masker, and knows how the mask is applied, which objective it belongs to, its paper, the "
-        "paper's settings, and what is done otherwise here. Behind each picture is a card.",
-        f"A picture shows three draws that hide something, on {GRID[0]} x {GRID[1]} patches, dark "
-        "where hidden, and at the right how often each patch is hidden, from never "
-        "(dark blue) to always (yellow). The numbers are the mean share that is hidden, and in "
-        f"brackets the least and the most of {DRAWS:,} draws. Masks that follow an image are drawn "
-        "on a built-in scene with a made-up signal.",
-        "Presets say what is hidden, from whom and how. Of the objectives that are named, this "
-        "library has DINO's.",
-    ]
-    for family, objectives in FAMILIES.items():
-        lines.append(f"## {family}")
-        lines.append('<div class="grid cards gallery" markdown>')
-        for name in presets.NAMES:
-            preset = build(name)
-            if preset.objectives[0] in objectives:
-                lines.append(entry(name, preset))
-        lines.append("</div>")
-    lines += [
-        "## What holds for all",
-        "- Counts are rounded to the nearest patch. Most of the authors' code rounds down, and "
-        "the cards say where.\n"
-        "- Every draw is the image's own, unless a card says otherwise.\n"
-        "- A figure stands on a card only if it was read in the paper or the authors' repository; "
-        "they are theirs, on their data, and not comparable from card to card.",
-        "This page, the cards and the pictures are made by one command:",
-        "```console\npython docs/make_gallery.py\n```",
-        NOTICE,
-    ]
-    return "\n\n".join(wrapped(line) for line in lines) + "\n"
-
-
-def entry(name: str, preset: Preset) -> str:
-    """Write one entry of the gallery."""
-    how = " · ".join(
-        [shares(name), *([preset.apply] if preset.maskers else []), " + ".join(preset.objectives)]
-    )
-    return (
-        f"-   [![{alternative(name)}](img/methods/{name}-small.png)](methods/{name}.md)\n\n"
-        f"    [**{preset.title}**](methods/{name}.md) `presets.{name}`\n\n"
-        f"    {how}"
-    )
 
 
 if __name__ == "__main__":

@@ -146,3 +146,25 @@ def test_text_is_broken_at_words_first() -> None:
     lines = fitted("W" * 30, 0.5, 7.5).split("\n")
     assert "".join(lines) == "W" * 30
     assert max(inches(line, 7.5) for line in lines) <= 0.5
+
+
+def test_a_maskers_draws_and_its_moments_are_plotted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    options = {"samples": 20, "batch": 10, "generator": generator}
+    figure = plotting.plot_masker(md.BlockMasker(0.4), (4, 6), **options)
+    assert len(figure.axes) == 8 + 3
+    picture = torch.zeros(1, 3, 8, 12, dtype=torch.uint8)
+    guided = md.SignalMasker(0.5, "loss", share=md.Linear(0, 1))
+    moments = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    loss = torch.rand(1, 24, generator=generator)
+    figure = plotting.plot_masker(
+        guided, (4, 6), pictures=picture, progress=moments, loss=loss, **options
+    )
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[:4] == ["image", "loss", "progress 0.0", "progress 0.2"]
+    with pytest.raises(ValueError, match="one number or 6"):
+        plotting.plot_masker(guided, (4, 6), pictures=picture, progress=[0.0], loss=loss, **options)
+    with pytest.raises(ValueError, match="1 or 4 images"):
+        plotting.plot_masker(guided, (4, 6), pictures=picture.repeat(2, 1, 1, 1), **options)
+    with pytest.raises(ValueError, match="5x6 divides"):
+        plotting.plot_masker(md.RandomMasker(0.5), (5, 6), pictures=picture, **options)
