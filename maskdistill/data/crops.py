@@ -21,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
 
 RATIO = (3 / 4, 4 / 3)
 """Least and greatest width / height of a crop."""
@@ -748,6 +746,9 @@ def resize_for_evaluation(image: Image.Image, size: int, *, crop: bool = True) -
         crop: resize the shorter side to size * 256 / 224 and cut out the centre, as DINO's
             evaluation does; False squeezes the whole image into the square.
     """
+    from torchvision.transforms import InterpolationMode  # takes longer to import than torch
+    from torchvision.transforms import functional as TF
+
     if crop:
         image = TF.resize(image, [round(size * 256 / 224)], InterpolationMode.BICUBIC)
         image = TF.center_crop(image, [size])

@@ -15,8 +15,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
 
 from maskdistill.evaluation.discovery import mask_boxes
 
@@ -106,6 +104,8 @@ def open_masks(
         ValueError: none of these forms, a mask of another size than its image, a file that cannot
             be read, or nothing that has an object. The message names the file.
     """
+    from torchvision.transforms import functional as TF  # takes longer to import than torch
+
     path = Path(path)
     if image_size < 1 or resize not in ("squeeze", "crop") or (limit is not None and limit < 1):
         raise ValueError(
@@ -137,7 +137,7 @@ def open_masks(
                 f"{path}: the mask of {pair.name} has {mask.size[0]}x{mask.size[1]} pixels, its "
                 f"image {image.size[0]}x{image.size[1]}; they must be alike."
             )
-        values = _resized(mask, image_size, resize, InterpolationMode.NEAREST)
+        values = _resized(mask, image_size, resize, Image.Resampling.NEAREST)
         read = _reader(np.asarray(mask), mask.mode, void, pair.name)
         objects, ignored = read(np.asarray(values))
         found = None
@@ -147,7 +147,7 @@ def open_masks(
             seen = "" if resize == "squeeze" else " in the crop"
             left_out[pair.name] = f"no object{seen}"
             continue
-        picture = _resized(image, image_size, resize, InterpolationMode.BICUBIC)
+        picture = _resized(image, image_size, resize, Image.Resampling.BICUBIC)
         names.append(pair.name)
         images.append(TF.pil_to_tensor(picture))
         masks.append(torch.from_numpy(objects))
@@ -290,9 +290,11 @@ def _decoder(encoded: _Array, what: str) -> Callable[[], Image.Image]:
 
 
 def _resized(
-    image: Image.Image, size: int, resize: str, interpolation: InterpolationMode
+    image: Image.Image, size: int, resize: str, interpolation: Image.Resampling
 ) -> Image.Image:
     """Resize an image or a mask, the one as the other."""
+    from torchvision.transforms import functional as TF
+
     if resize == "squeeze":
         squeezed: Image.Image = TF.resize(image, [size, size], interpolation)
         return squeezed
