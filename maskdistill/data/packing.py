@@ -31,12 +31,13 @@ from maskdistill.data.formats.packs import checksum
 from maskdistill.data.loading import cores, prepare_worker
 from maskdistill.data.sources import Damage, Division, divide, number_classes, read_listing
 from maskdistill.data.writing import (
-    appearing,
-    appearing_folder,
+    atomic_file,
+    atomic_folder,
     check_free,
     check_room,
     progress,
     room,
+    sole_writer,
     to_disk,
 )
 
@@ -321,7 +322,7 @@ def pack(
         )
         _check_split(found, listing, codes, division)
         check_room(out, int(found.sizes.sum()))
-        with appearing(out) as file:
+        with sole_writer(out), atomic_file(out) as file:
             _write_pack(file, found, listing, codes)
     return Packed(
         path=out,
@@ -396,7 +397,7 @@ def pack_shards(
     # Held from the beginning: of two that write one folder, the second is not to work in vain.
     with (
         room(out),
-        appearing_folder(out) as folder,
+        atomic_folder(out) as folder,
         tempfile.TemporaryFile(dir=out.parent) as held,
     ):
         check_free(out, overwrite, "folder")  # one may have come, or come back, since
