@@ -51,7 +51,10 @@ class LinearClassifier:
         """Return the labels, ``(n,)``, of features ``(n, D)``; refuses other widths and NaN."""
         check_classifiable(features, self.weight.shape[1])
         parts = features.to(self.weight.device).split(_PART)
-        rows = [F.linear(part.float(), self.weight, self.bias).argmax(dim=1) for part in parts]
+        rows = [
+            F.linear(part.to(self.weight.dtype), self.weight, self.bias).argmax(dim=1)
+            for part in parts
+        ]
         return self.classes[torch.cat(rows)]
 
     def accuracy_on(self, features: Tensor, labels: Tensor) -> float:
@@ -349,7 +352,8 @@ def logistic_regression(
     features = train_features.cpu().double()
 
     def fit(rows: Tensor, c: float) -> LinearClassifier:
-        return _logistic_fit(features[rows], targets[rows], classes, c, standardise, max_iter)
+        fitted = _logistic_fit(features[rows], targets[rows], c, standardise, max_iter)
+        return LinearClassifier(*(part.float() for part in fitted), classes)
 
     labels = classes[targets]
     accuracies = [fit(~held_out, c).accuracy_on(features[held_out], labels[held_out]) for c in cs]
@@ -393,8 +397,9 @@ def linear_classifier(
     _check_penalties("inverse_penalty", (inverse_penalty,))
     classes, targets = (tensor.cpu() for tensor in _numbered(train_labels))
     features = train_features.detach().cpu().double()
-    found = _logistic_fit(features, targets, classes, inverse_penalty, True, 5000)
-    there = (part.to(train_features.device) for part in (found.weight, found.bias, classes))
+    fitted = _logistic_fit(features, targets, inverse_penalty, True, 5000)
+    # In float64, for features whose spread is small against their mean.
+    there = (part.to(train_features.device) for part in (*fitted, classes))
     return LinearClassifier(*there).predict
 
 
@@ -415,17 +420,20 @@ def _logistic_model(**settings: Any) -> Any:
 
 
 def _logistic_fit(
-    features: Tensor, targets: Tensor, classes: Tensor, c: float, standardise: bool, max_iter: int
-) -> LinearClassifier:
-    """Fit to float64 features and places among the classes, both on the CPU."""
+    features: Tensor, targets: Tensor, c: float, standardise: bool, max_iter: int
+) -> tuple[Tensor, Tensor]:
+    """Fit to float64 features and targets 0, 1, ... on the CPU: ``(C, D)`` weights, ``(C,)`` bias.
+
+    The standardisation is in the weights.
+    """
     shift, scale = _standardisation(features, standardise)
     model = _logistic_model(C=c, max_iter=max_iter)
     model.fit(((features - shift) * scale).numpy(), targets.numpy())
     weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
-    if len(classes) == 2:  # of two classes scikit-learn keeps the second one's score alone
+    if len(weight) == 1:  # of two classes scikit-learn keeps the second one's score alone
         weight, bias = (torch.cat([torch.zeros_like(t), t]) for t in (weight, bias))
     weight = weight * scale
-    return LinearClassifier(weight.float(), (bias - weight @ shift).float(), classes)
+    return weight, bias - weight @ shift
 
 
 # --- Few-shot
