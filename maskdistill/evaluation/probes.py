@@ -51,11 +51,9 @@ class LinearClassifier:
         """Return the labels, ``(n,)``, of features ``(n, D)``; refuses other widths and NaN."""
         check_classifiable(features, self.weight.shape[1])
         parts = features.to(self.weight.device).split(_PART)
-        rows = [
-            F.linear(part.to(self.weight.dtype), self.weight, self.bias).argmax(dim=1)
-            for part in parts
-        ]
-        return self.classes[torch.cat(rows)]
+        own = self.weight.dtype
+        scores = (F.linear(part.to(own), self.weight, self.bias) for part in parts)
+        return self.classes[torch.cat([part.argmax(dim=1) for part in scores])]
 
     def accuracy_on(self, features: Tensor, labels: Tensor) -> float:
         """Return the share of features ``(n, D)`` that get their labels ``(n,)``."""
@@ -352,8 +350,8 @@ def logistic_regression(
     features = train_features.cpu().double()
 
     def fit(rows: Tensor, c: float) -> LinearClassifier:
-        fitted = _logistic_fit(features[rows], targets[rows], c, standardise, max_iter)
-        return LinearClassifier(*(part.float() for part in fitted), classes)
+        weight, bias = _logistic_fit(features[rows], targets[rows], c, standardise, max_iter)
+        return LinearClassifier(weight.float(), bias.float(), classes)
 
     labels = classes[targets]
     accuracies = [fit(~held_out, c).accuracy_on(features[held_out], labels[held_out]) for c in cs]
@@ -397,10 +395,10 @@ def linear_classifier(
     _check_penalties("inverse_penalty", (inverse_penalty,))
     classes, targets = (tensor.cpu() for tensor in _numbered(train_labels))
     features = train_features.detach().cpu().double()
-    fitted = _logistic_fit(features, targets, inverse_penalty, True, 5000)
+    weight, bias = _logistic_fit(features, targets, inverse_penalty, True, 5000)
+    device = train_features.device
     # In float64, for features whose spread is small against their mean.
-    there = (part.to(train_features.device) for part in (*fitted, classes))
-    return LinearClassifier(*there).predict
+    return LinearClassifier(weight.to(device), bias.to(device), classes.to(device)).predict
 
 
 def _check_penalties(name: str, values: Sequence[float]) -> None:
