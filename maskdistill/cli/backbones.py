@@ -67,7 +67,7 @@ def evaluate(
     Args:
         backbones: runs, files of weights, or names of timm models.
         measures: groups of knn, linear, logistic, few_shot, attention, discovery, occlusion,
-            shuffling, corruptions, stability, health; or all; or single ones, such as knn_20.
+            shuffling, stability, health; or all; or single ones, such as knn_20.
             Without it: knn linear attention occlusion stability health.
         data: images in any form that train takes. Without it: those of the run, else scenes.
         data_format: auto, or the form of the data by name.
@@ -81,7 +81,7 @@ def evaluate(
         baseline: measure the same models with random weights as well.
         guide: backbone whose attention says which patches are salient; without it the object masks
             say, where the images have any.
-        classifier: of occluded, shuffled and corrupted images: 20 nearest neighbours, or logistic
+        classifier: of occluded and shuffled images: 20 nearest neighbours, or logistic
             regression.
         fill: what takes the place of occluded patches.
         seed: of random weights, episodes, occlusion and noise.
