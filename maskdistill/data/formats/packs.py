@@ -26,16 +26,15 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from maskdistill.data.formats.listing import (
     DamagedImageError,
+    ImageStore,
     Listing,
-    decode,
     number_names,
     number_within_class,
 )
@@ -165,13 +164,11 @@ _REQUIRED = ("data", "offsets", "label")
 _SPLITS = np.array(["train", "val", "test"])
 
 
-class PackStore:
+class PackStore(ImageStore):
     """Encoded images end to end in one array, which all processes share where it is mapped.
 
     With `checks`, the CRC-32 of each image, an image is compared with its own when it is read.
     """
-
-    direct: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -185,10 +182,6 @@ class PackStore:
         self._checks = checks
         self._path = str(path)
 
-    def image(self, index: int) -> Image.Image:
-        """Decode one image to RGB, or raise `DamagedImageError`."""
-        return decode(self.encoded(index))
-
     def encoded(self, index: int) -> bytes:
         """Read one image's bytes, or raise `DamagedImageError` if their checksum is another."""
         data = self._data[int(self._offsets[index]) : int(self._offsets[index + 1])]
@@ -197,7 +190,7 @@ class PackStore:
         return data
 
     def place(self, index: int) -> str:
-        """Give the pack's path and the image's number in it."""
+        """Return the pack's path and the image's number in it."""
         return f"{self._path}, image {index}"
 
 
@@ -231,7 +224,7 @@ def read(path: Path) -> Listing:
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}); get it again.") from error
     per_image = {"splits": splits, "names": names, "checksums in crc32": checks}
-    _check(data, offsets, labels, per_image, classes, path)
+    _check(data, offsets, len(labels), per_image, path)
     return Listing(
         store=PackStore(data, offsets, checks, path),
         names=number_within_class(labels) if names is None else _text(names),
@@ -271,17 +264,13 @@ def _checked_splits(split: NDArray[Any], path: Path) -> NDArray[np.int64]:
 def _check(
     data: NpzBytes,
     offsets: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    count: int,
     per_image: dict[str, NDArray[Any] | None],
-    classes: tuple[str, ...],
     path: Path,
 ) -> None:
-    count = len(labels)
     wrong = ""
     if data.dtype != np.uint8 or len(data.shape) != 1:
         wrong = f"data must be uint8 (bytes,), not {data.dtype} {data.shape}"
-    elif count == 0:
-        wrong = "it holds no images"
     elif offsets.shape != (count + 1,):
         wrong = f"{count} labels need {count + 1} offsets, not {offsets.shape}"
     elif strange := [
@@ -292,7 +281,5 @@ def _check(
         wrong = f"{count} labels need {count} {strange[0]}"
     elif offsets[0] < 0 or offsets[-1] > len(data) or (np.diff(offsets) < 0).any():
         wrong = f"offsets must rise from 0 to at most {len(data)}, the length of data"
-    elif labels.min() < 0 or labels.max() >= len(classes):
-        wrong = f"labels from {labels.min()} to {labels.max()}, but {len(classes)} class names"
     if wrong:
         raise ValueError(f"{path} is not a valid pack: {wrong}.")
