@@ -59,7 +59,7 @@ def file_of(name: str) -> Path | None:
 
 def room(path: Path) -> str:
     name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "cli" if name in ("commands", "__main__") else name
+    return "cli" if name == "__main__" else name
 
 
 IMPORTS = {path: imports_of(path) for path in PACKAGE.rglob("*.py")}

@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 
 from maskdistill import cli
-from maskdistill.commands.attention import _enlarged
-from maskdistill.commands.backbones import _short
+from maskdistill.cli.backbones import _enlarged, _short
 from maskdistill.data import Scenes
 from maskdistill.evaluation import attention_quality, load_backbone
 from maskdistill.evaluation.measures import MEASURES, measure
