@@ -1,21 +1,9 @@
 """The single-file pack: a whole data set of encoded images in one .npz file.
 
-Arrays (`numpy.load(path, allow_pickle=False)` reads them; N images, C classes):
-
-| array        | type, shape      | what                                                  |
-|--------------|------------------|-------------------------------------------------------|
-| `data`       | uint8 (bytes,)   | the encoded images (JPEG, PNG, WebP, ...), end to end |
-| `offsets`    | integer (N + 1,) | image `i` is `data[offsets[i]:offsets[i + 1]]`        |
-| `label`      | integer (N,)     | class of each image, from 0 to C - 1                  |
-| `split`      | integer (N,)     | optional: 0 train, 1 val, 2 test                      |
-| `wnid`       | text (C,)        | optional: the classes' names as WordNet ids           |
-| `class_name` | text (C,)        | optional: the classes' names, if there is no `wnid`   |
-| `name`       | bytes (N,)       | optional: the images' names within their class, UTF-8 |
-| `crc32`      | uint32 (N,)      | optional: the CRC-32 of each encoded image            |
-
-WordNet ids come first because they are what the other forms of mini-ImageNet call a class, so that
-a class has the same number in all of them. Other arrays are left alone. Where `data` lies in the
-file uncompressed, it is mapped into memory; `maskdistill.data.packing` writes it so.
+`data` (uint8) holds the encoded images end to end, `offsets` (N + 1) where each begins and ends,
+`label` (N) their classes; `split`, `wnid`, `class_name`, `name` and `crc32` are optional. The table
+of the arrays is in docs/data.md. `maskdistill.data.packing` writes `data` uncompressed, so that it
+can be mapped into memory.
 """
 
 from __future__ import annotations
@@ -248,6 +236,7 @@ def _open(path: Path) -> Any:
 
 
 def _class_names(file: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
+    # WordNet ids first: the other forms of mini-ImageNet call a class so, and number it alike.
     for key in ("wnid", "class_name"):
         if key in file:
             return tuple(map(str, file[key]))
