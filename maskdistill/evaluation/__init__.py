@@ -1,9 +1,7 @@
 """What the features and the attention are worth."""
 
 from maskdistill.evaluation.attention import (
-    AttentionJaccard,
-    PerImage,
-    PointingGame,
+    HeadScores,
     attention_distances,
     attention_entropy,
     attention_jaccard,
@@ -24,21 +22,6 @@ from maskdistill.evaluation.attention_report import (
 )
 from maskdistill.evaluation.backbones import (
     load_backbone,
-)
-from maskdistill.evaluation.backgrounds import (
-    BackgroundAccuracies,
-    Backgrounds,
-    background_challenge,
-    open_backgrounds,
-)
-from maskdistill.evaluation.corruptions import (
-    CORRUPTIONS,
-    EXTRA_CORRUPTIONS,
-    CorruptionTable,
-    corrupt,
-    corruption_table,
-    mean_corruption_error,
-    severity_table,
 )
 from maskdistill.evaluation.discovery import (
     CentreBox,
@@ -61,6 +44,7 @@ from maskdistill.evaluation.discovery import (
     token_cut,
 )
 from maskdistill.evaluation.features import (
+    Classifier,
     balanced_indices,
     evaluation_images,
     extract_features,
@@ -80,6 +64,7 @@ from maskdistill.evaluation.health import (
 from maskdistill.evaluation.knn import (
     knn_accuracies,
     knn_accuracy,
+    knn_classifier,
 )
 from maskdistill.evaluation.mask_data import (
     MaskData,
@@ -87,13 +72,11 @@ from maskdistill.evaluation.mask_data import (
 )
 from maskdistill.evaluation.probes import (
     RAVI_TEST_CLASSES,
-    Classifier,
     FewShot,
     LinearClassifier,
     LinearProbe,
     LogisticRegression,
     few_shot,
-    knn_classifier,
     linear_classifier,
     linear_probe,
     logistic_regression,
@@ -116,28 +99,21 @@ from maskdistill.evaluation.robustness import (
 from maskdistill.models.probing import evaluating
 
 __all__ = [
-    "CORRUPTIONS",
-    "EXTRA_CORRUPTIONS",
     "RAVI_TEST_CLASSES",
-    "AttentionJaccard",
     "AttentionQuality",
     "AttentionScores",
     "AttentionStability",
-    "BackgroundAccuracies",
-    "Backgrounds",
     "CentreBox",
     "CentreScores",
     "Classifier",
-    "CorruptionTable",
     "Discovery",
     "FewShot",
+    "HeadScores",
     "LinearClassifier",
     "LinearProbe",
     "LogisticRegression",
     "MaskData",
     "OcclusionCurve",
-    "PerImage",
-    "PointingGame",
     "PrototypeUsage",
     "alignment",
     "attention_boxes",
@@ -149,7 +125,6 @@ __all__ = [
     "attention_scores",
     "attention_spread",
     "attention_stability",
-    "background_challenge",
     "balanced_indices",
     "box_iou",
     "centre_box",
@@ -160,8 +135,6 @@ __all__ = [
     "connected_components",
     "corloc",
     "corloc_per_image",
-    "corrupt",
-    "corruption_table",
     "effective_rank",
     "evaluating",
     "evaluation_images",
@@ -185,13 +158,11 @@ __all__ = [
     "lost",
     "mask_boxes",
     "mean_attention_distance",
-    "mean_corruption_error",
     "occlude",
     "occluded_features",
     "occlusion_curve",
     "occlusion_mask",
     "occlusion_stability",
-    "open_backgrounds",
     "open_masks",
     "participation_ratio",
     "pointing_game",
@@ -200,7 +171,6 @@ __all__ = [
     "reading_keys",
     "reinitialised",
     "rows_of_classes",
-    "severity_table",
     "shuffle_curve",
     "shuffle_patches",
     "teacher_entropy",

@@ -79,9 +79,9 @@ def test_jaccard_is_the_definition(
     expected = torch.tensor(
         [[naive(m, masks[i], (rows, columns), mass, ignore[i]) for m in maps[i]] for i in range(3)]
     )
-    torch.testing.assert_close(each.best_head, expected[:, :-1].amax(dim=1))
-    torch.testing.assert_close(each.mean_over_heads, expected[:, :-1].mean(dim=1))
-    torch.testing.assert_close(each.head_mean, expected[:, -1])
+    torch.testing.assert_close(each["best_head"], expected[:, :-1].amax(dim=1))
+    torch.testing.assert_close(each["mean_over_heads"], expected[:, :-1].mean(dim=1))
+    torch.testing.assert_close(each["head_mean"], expected[:, -1])
     whole = attention_jaccard(attention, masks, (rows, columns), mass=mass, ignore=ignore)
     assert whole.head_mean == pytest.approx(float(expected[:, -1].mean()))
 

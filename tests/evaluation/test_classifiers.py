@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskdistill.evaluation import knn_accuracy
-from maskdistill.evaluation.probes import knn_classifier, linear_classifier
+from maskdistill.evaluation import knn_accuracy, knn_classifier, linear_classifier
 
 
 def clusters(n: int, seed: int, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from maskdistill.data import open_data
 from maskdistill.evaluation.probes import (
     RAVI_TEST_CLASSES,
-    _draw,
+    _episodes,
     _logistic,
     _nearest_centroid,
     _rows_by_class,
@@ -45,7 +45,7 @@ def test_episodes_draw_without_replacement(counts: list[int], ways: int, seed: i
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
     rows, numbers = _rows_by_class(labels)
     assert numbers.tolist() == counts
-    drawn = _draw(rows, numbers, ways, 4, torch.Generator().manual_seed(seed))
+    drawn = _episodes(rows, numbers, ways, 4, torch.Generator().manual_seed(seed))
     assert drawn.shape[1:] == (ways, 4)
     own = labels[drawn]
     assert (own == own[:, :, :1]).all(), "one class per way"
@@ -58,7 +58,7 @@ def test_every_image_is_drawn_as_often() -> None:
     labels = torch.tensor([0] * 4 + [1] * 4 + [2] * 12)
     rows, numbers = _rows_by_class(labels)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.cat([_draw(rows, numbers, 2, 3, generator) for _ in range(60)])
+    drawn = torch.cat([_episodes(rows, numbers, 2, 3, generator) for _ in range(60)])
     share = torch.bincount(drawn.flatten(), minlength=20) / len(drawn)
     expected = torch.tensor([2 / 3 * 3 / 4] * 8 + [2 / 3 * 3 / 12] * 12)
     torch.testing.assert_close(share, expected, atol=0.03, rtol=0)
@@ -82,7 +82,7 @@ def test_is_the_mean_of_a_plain_loop(center: bool) -> None:
     base = features.mean(dim=0) if center else None
     found = few_shot(features, labels, shots=5, queries=6, episodes=7, center=base, seed=3)
     rows, counts = _rows_by_class(labels)
-    drawn = _draw(rows, counts, 5, 11, torch.Generator().manual_seed(3))[:7]
+    drawn = _episodes(rows, counts, 5, 11, torch.Generator().manual_seed(3))[:7]
     accuracies = []
     for episode in drawn:
         hits = []

@@ -235,6 +235,6 @@ def test_logistic_regression_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         logistic_regression(x, y, x, y, cs=(0.0,))
     with pytest.raises(ValueError, match="at least two classes"):
         logistic_regression(x, y * 0, x, y)
-    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(ImportError, match=r"maskdistill\[eval\]"):
         logistic_regression(x, y, x, y)

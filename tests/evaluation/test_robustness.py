@@ -14,7 +14,7 @@ import maskdistill as md
 from maskdistill.data import Scenes, normalize
 from maskdistill.evaluation import extract_features
 from maskdistill.evaluation.features import evaluation_images, generator_of
-from maskdistill.evaluation.probes import knn_classifier
+from maskdistill.evaluation.knn import knn_classifier
 from maskdistill.evaluation.robustness import (
     KINDS,
     OCCLUSION_FILLS,

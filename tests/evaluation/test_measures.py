@@ -35,7 +35,7 @@ from maskdistill.evaluation.measures import (
     measures_named,
 )
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = pytest.mark.filterwarnings("ignore:the best learning rate")
 
 
@@ -91,7 +91,7 @@ def test_values_are_those_of_the_instruments(vit: md.MaskedViT, images: JobImage
     found = measure(vit, images, 32, groups=groups, val_limit=44)
     judge = Judge(images, 32, knn_train=100, knn_val=44)
     train = extract_features(vit, images.train, 32)
-    val = extract_features(vit, images.val, 32, indices=judge.val_indices)
+    val = extract_features(vit, images.val, 32, indices=judge.rows["val"])
     assert found.values["knn_20"] == knn_accuracy(*train, *val)
     assert found.values["linear"] == linear_probe(*train, *val).accuracy
     jaccard = judge.jaccard(vit)
@@ -159,11 +159,7 @@ def test_small_classes_have_no_episodes(vit: md.MaskedViT, images: JobImages) ->
 
 
 def bench(vit: md.MaskedViT, images: JobImages, **changes: Any) -> Bench:
-    settings: dict[str, Any] = {
-        "groups": ("occlusion",), "train_limit": 100, "val_limit": 200, "guide": None,
-        "classifier": "knn", "fill": "black", "seed": 0, "cache": None, "batch_size": 64,
-    }  # fmt: skip
-    return Bench(vit, images, 32, **(settings | changes))
+    return Bench(vit, images, 32, **changes)
 
 
 def test_the_masks_guide_cropped_as_the_images_are(vit: md.MaskedViT) -> None:
@@ -192,7 +188,7 @@ def test_the_masks_guide_cropped_as_the_images_are(vit: md.MaskedViT) -> None:
 
 def test_a_guide_is_a_model_or_its_attention(vit: md.MaskedViT, images: JobImages) -> None:
     guide = load_backbone("vit_tiny_patch16_224", image_size=32, patch_size=8, depth=1, seed=3)
-    rows = bench(vit, images, val_limit=22).val_rows
+    rows = bench(vit, images, val_limit=22).rows["val"]
     attention = attention_maps(guide, evaluation_images(images.val, 32, indices=rows)[0])
     by_model, by_attention, by_masks = (
         measure(vit, images, 32, groups=("occlusion",), guide=given, val_limit=22).curves
@@ -214,8 +210,8 @@ def test_progress_counts_the_groups(vit: md.MaskedViT, images: JobImages) -> Non
 
 def test_limits_are_even_over_the_classes(vit: md.MaskedViT, images: JobImages) -> None:
     own = bench(vit, images, train_limit=22, val_limit=33)
-    assert np.bincount(images.train_labels[own.train_rows]).tolist() == [2] * 11
-    assert np.bincount(images.val_labels[own.val_rows]).tolist() == [3] * 11
+    assert np.bincount(images.train_labels[own.rows["train"]]).tolist() == [2] * 11
+    assert np.bincount(images.val_labels[own.rows["val"]]).tolist() == [3] * 11
 
 
 def test_names_choose_measures() -> None:
