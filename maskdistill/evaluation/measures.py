@@ -529,7 +529,7 @@ def measure(
 ) -> Measured:
     """Measure a frozen backbone on a job's images, with the protocols of `maskdistill.evaluation`.
 
-    >>> images, _ = open_images(config)  # doctest: +SKIP
+    >>> images, _ = open_images(config, 32)  # doctest: +SKIP
     >>> measured = measure(load_backbone("runs/first"), images, 32)  # doctest: +SKIP
     >>> measured.values["knn_20"], measured.curves["occlusion_random"]  # doctest: +SKIP
 
