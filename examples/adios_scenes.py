@@ -300,7 +300,7 @@ def run(settings: Settings) -> dict[str, Any]:
     network = MaskNetwork(settings.masks) if settings.mask == "learned" else None
     judge = Judge(images, settings.image_size, knn_train=5000, knn_val=2000)
     vit: Any = encoder[0]
-    before = judge.knn(vit)
+    before = judge.evaluate(vit)["knn"]
     summary: dict[str, Any] = {}
     if network is not None:
         if images.val_masks is not None:
@@ -311,7 +311,7 @@ def run(settings: Settings) -> dict[str, Any]:
     late = train(settings, images, encoder, network)
     summary |= {
         "training_seconds": round(time.perf_counter() - start, 1),
-        "knn": judge.knn(vit),
+        "knn": judge.evaluate(vit)["knn"],
         "knn_random_init": before,
         "loss_of_each_mask": late.tolist(),
         "device": str(device),

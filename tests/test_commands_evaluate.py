@@ -80,7 +80,8 @@ def test_a_run_is_measured_on_its_own_images(
     assert printed.startswith("55 built-in scenes, and 11 more.\nMeasured on 11 validation")
     table = numbers(printed)
     assert re.search(r"^ +first +second +random weights$", printed, re.MULTILINE)
-    images, _ = open_images(saved_config(first))
+    config = saved_config(first)
+    images, _ = open_images(config, config.image_size)
     for place, vit in ((0, load_backbone(first)), (1, load_backbone(second))):
         found = measure(vit, images, 16, groups=groups)
         for name, value in found.values.items():

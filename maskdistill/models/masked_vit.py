@@ -1,4 +1,8 @@
-"""One embedding per image, of whatever a model returns."""
+"""MaskedViT: masks in, features out, around a ViT that stays as it is; and many crops through it.
+
+From top to bottom: one embedding of whatever a model returns; a wrapper that shows a model's keys
+and attributes as its own; ``MaskedViT``; ``MultiCropWrapper``.
+"""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_what_people_type_from_habit() -> None:
 
 def test_a_masker_of_ones_own_that_goes_wrong() -> None:
     class Floats(md.Masker):
-        def _draw(self, context: md.MaskContext) -> torch.Tensor:
+        def draw(self, context: md.MaskContext) -> torch.Tensor:
             return context.rand(context.batch, context.patches)
 
     with pytest.raises(ValueError, match=r"must return a bool tensor \(B, N\) = \(2, 16\)"):
