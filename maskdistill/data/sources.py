@@ -25,7 +25,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from maskdistill.data.formats import FORMS, Form, Listing
-from maskdistill.data.formats.listing import DamagedImageError, contents
+from maskdistill.data.formats.listing import DamagedImageError, check, contents
 
 __all__ = [
     "Damage",
@@ -254,8 +254,7 @@ def open_data(
         classes=kept,
         format=form.name,
         path=path,
-        note="; ".join(filter(None, (f"{len(kept)} classes, {division.how}", listing.remark)))
-        + ".",
+        note="; ".join((f"{len(kept)} classes, {division.how}", *listing.remarks)) + ".",
     )
 
 
@@ -274,7 +273,9 @@ def read_listing(path: Path, format: str, *, allow_pickle: bool) -> tuple[Form, 
             "allow_pickle=True (--allow-pickle on the command line) to read it with an unpickler "
             "that builds arrays and refuses everything else."
         )
-    return form, form.read(path)
+    listing = form.read(path)
+    check(listing, path)
+    return form, listing
 
 
 def _choose_form(path: Path, name: str) -> Form:

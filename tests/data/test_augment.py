@@ -20,8 +20,8 @@ from maskdistill.data import (
     resize_for_evaluation,
 )
 from maskdistill.data import crops as augment
-from maskdistill.data.crops import collate_crops, image_keys
-from tests.data.pictures import gradient, scenes, to_pillow
+from maskdistill.data.crops import image_keys
+from tests.data.pictures import collate_crops, gradient, scenes, to_pillow
 from tests.data.pil_crops import PillowCrops
 
 
@@ -76,18 +76,18 @@ def test_scales_are_kept() -> None:
 
 def test_colours_are_augmented_as_often_as_in_dino() -> None:
     n, transform = 3000, MultiCrop(224, 96, 2)
-    draws = transform.draw(torch.arange(n), torch.tensor([[60, 80]]).expand(n, 2))
-    blur, solarize = (x.float().mean(dim=0).tolist() for x in (draws.sigma > 0, draws.solarize))
+    sampled = transform.sample(torch.arange(n), torch.tensor([[60, 80]]).expand(n, 2))
+    blur, solarize = (x.float().mean(dim=0).tolist() for x in (sampled.sigma > 0, sampled.solarize))
     assert blur == pytest.approx([1.0, 0.1, 0.5, 0.5], abs=0.04)
     assert solarize == pytest.approx([0.0, 0.2, 0.0, 0.0], abs=0.03)
-    assert float(draws.sigma[:, 0].min()) == pytest.approx(0.1, abs=0.01)
-    assert float(draws.sigma[:, 0].max()) == pytest.approx(2.0, abs=0.01)
-    small = MultiCrop(56, 24, 2).draw(torch.arange(n), torch.tensor([[60, 80]]).expand(n, 2))
+    assert float(sampled.sigma[:, 0].min()) == pytest.approx(0.1, abs=0.01)
+    assert float(sampled.sigma[:, 0].max()) == pytest.approx(2.0, abs=0.01)
+    small = MultiCrop(56, 24, 2).sample(torch.arange(n), torch.tensor([[60, 80]]).expand(n, 2))
     assert float(small.sigma.max()) == pytest.approx(0.5, abs=0.01)
     fixed = MultiCrop(56, 24, 2, blur_scale=1.0)
     assert torch.equal(
-        fixed.draw(torch.arange(9), torch.full((9, 2), 60)).sigma,
-        transform.draw(torch.arange(9), torch.full((9, 2), 60)).sigma,
+        fixed.sample(torch.arange(9), torch.full((9, 2), 60)).sigma,
+        transform.sample(torch.arange(9), torch.full((9, 2), 60)).sigma,
     )
 
 
@@ -101,9 +101,9 @@ def test_the_views_are_those_of_the_pillow_pipeline() -> None:
     keys = image_keys(3, torch.zeros(n, dtype=torch.long), torch.arange(n))
     ours = transform.cut(images, keys)
     rates = {what: count / (3 * n) for what, count in reference.done.items()}
-    draws = transform.draw(keys, torch.full((n, 2), 48))
-    assert rates["jitter"] == pytest.approx(float(draws.jitter.float().mean()), abs=0.04)
-    assert rates["blur"] == pytest.approx(float((draws.sigma > 0).float().mean()), abs=0.05)
+    sampled = transform.sample(keys, torch.full((n, 2), 48))
+    assert rates["jitter"] == pytest.approx(float(sampled.jitter.float().mean()), abs=0.04)
+    assert rates["blur"] == pytest.approx(float((sampled.sigma > 0).float().mean()), abs=0.05)
     # Five standard errors of a difference of two means.
     for a, b in zip(ours.boxes.unbind(1), theirs.boxes.unbind(1), strict=True):
         margin = 5 * (a.std(dim=0) + b.std(dim=0)) / (2 * n) ** 0.5
@@ -146,7 +146,7 @@ def test_on_a_device_as_by_workers() -> None:
     device = transform.cut_resident(x.permute(0, 2, 3, 1), sizes, keys)
     assert torch.equal(workers.boxes, device.boxes)
     assert torch.equal(workers.flipped, device.flipped)
-    solarized = transform.draw(keys, sizes).solarize
+    solarized = transform.sample(keys, sizes).solarize
     for v, (a, b) in enumerate(zip(workers.images, device.images, strict=True)):
         off = (a.int() - b.int()).abs()[~solarized[:, v]].float()
         assert float(off.mean()) < 0.3

@@ -13,47 +13,29 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from maskdistill.data.formats.listing import ImageFile, Listing, list_files
 
 _SPLITS = ("train", "val", "test")
 
 
-def misfit_ravi(path: Path) -> str:
-    """Say why a path is not the Ravi & Larochelle form; nothing if it is."""
-    return _misfit(path, "label")
-
-
-def misfit_vinyals(path: Path) -> str:
-    """Say why a path is not the Vinyals form; nothing if it is."""
-    return _misfit(path, "class")
-
-
-def read_ravi(path: Path) -> Listing:
-    """List the images of CSV files with the header `filename,label`."""
-    return _read(path, "label")
-
-
-def read_vinyals(path: Path) -> Listing:
-    """List the images of CSV files with the header `filename,class`."""
-    return _read(path, "class")
-
-
-def _misfit(path: Path, label_column: str) -> str:
+def misfit(path: Path, label_column: str) -> str:
+    """Say why a path holds no CSV lists with this column of labels; nothing if it does."""
     if not path.is_dir():
         return "it is a file, not a folder"
     tables = _tables(path)
     if not tables:
         return "no train.csv, val.csv or test.csv in it"
-    header = _header(tables[0])
+    _, header = next(_lines(tables[0]), (1, []))
     if not {"filename", label_column} <= set(header):
         return f"{tables[0].name} has the header {','.join(header)!r}"
     return ""
 
 
-def _read(path: Path, label_column: str) -> Listing:
+def read(path: Path, label_column: str) -> Listing:
+    """List the images of CSV files with the columns `filename` and this one."""
     finder = _Finder((path / "images", path))
     files: dict[Path, ImageFile] = {}
     missing: list[_Row] = []
@@ -75,14 +57,11 @@ def _read(path: Path, label_column: str) -> Listing:
                 )
     if missing:
         raise FileNotFoundError(_missing_message(missing, rows, path))
-    if not files:
-        raise ValueError(f"{path}: the CSV files list no images; each has a header and no rows.")
-    remark = f"{repeated:,} repeated CSV rows counted once" if repeated else ""
-    return list_files(list(files.values()), remark)
+    remarks = (f"{repeated:,} repeated CSV rows counted once",) if repeated else ()
+    return list_files(list(files.values()), remarks)
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     filename: str
     label: str
     where: str
@@ -116,11 +95,6 @@ def _rows(table: Path, label_column: str) -> Iterator[_Row]:
                 f"{where}: expected a file name and a label, found {','.join(cells)!r}."
             )
         yield row
-
-
-def _header(table: Path) -> list[str]:
-    _, header = next(_lines(table), (1, []))
-    return header
 
 
 def _lines(table: Path) -> Iterator[tuple[int, list[str]]]:

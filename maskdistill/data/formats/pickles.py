@@ -18,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskdistill.data.formats.listing import SPLIT_NAMES, Listing, encode, number_within_class
+from maskdistill.data.formats.listing import (
+    SPLIT_NAMES,
+    ImageStore,
+    Listing,
+    encode,
+    number_labels,
+    number_within_class,
+)
 
 _NUMBERS = "biuf"
 """The kinds of dtype that an array may have: bool, integer, unsigned, float. Never objects."""
@@ -158,7 +165,7 @@ class _Array(np.ndarray[Any, Any]):
 _PREFIX = "mini-imagenet-cache-"
 
 
-class ArrayStore:
+class ArrayStore(ImageStore):
     """Decoded images in one array per file."""
 
     direct: ClassVar[bool] = False
@@ -178,7 +185,7 @@ class ArrayStore:
         return encode(self.image(index), "PNG")
 
     def place(self, index: int) -> str:
-        """Give the file's path and the image's number in it."""
+        """Return the file's path and the image's number in it."""
         file, row = self._find(index)
         return f"{self._paths[file]}, image {row}"
 
@@ -200,15 +207,13 @@ def read(path: Path) -> Listing:
     """List the images of pickle caches."""
     files = _files(path)
     caches = [_read_cache(file) for file in files]
-    class_names = np.concatenate([names for _, names in caches])
     splits = [SPLIT_NAMES.get(file.stem.removeprefix(_PREFIX), "") for file in files]
-    classes, inverse = np.unique(class_names, return_inverse=True)
-    labels = inverse.astype(np.int64)
+    labels, classes = number_labels([name for _, names in caches for name in names])
     return Listing(
         store=ArrayStore([images for images, _ in caches], files),
         names=number_within_class(labels),
         labels=labels,
-        classes=tuple(map(str, classes)),
+        classes=classes,
         splits=np.repeat(splits, [len(names) for _, names in caches]),
     )
 
