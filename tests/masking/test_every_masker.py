@@ -73,7 +73,7 @@ def test_repr_is_the_constructor_call(name: str) -> None:
     if not TABLE[name].text:
         assert repr(masker).startswith(type(masker).__name__)
         return
-    names = {**vars(md), "inf": math.inf}
+    names = {**vars(md), **vars(md.masking), "inf": math.inf}
     assert eval(repr(masker), names) == masker
     assert md.parse_masker(repr(masker)) == masker
     assert hash(md.parse_masker(repr(masker))) == hash(masker)
@@ -201,21 +201,23 @@ EXACT: dict[str, Callable[[float], md.Masker]] = {
     "block": md.BlockMasker,
     "block of ibot": lambda r: md.BlockMasker(r, min_patches=None),
     "block rolled": lambda r: md.BlockMasker(r).rolled(),
-    "single block": md.SingleBlockMasker,
-    "single block long": lambda r: md.SingleBlockMasker(r, aspect=(0.1, 0.2)),
-    "single block around": lambda r: md.SingleBlockMasker(r, inverse=True).rolled(),
-    "squares": md.SquaresMasker,
-    "squares around": lambda r: md.SquaresMasker(r, size=4, adjust=0.5, inverse=True),
-    "noise": md.ColorNoiseMasker,
+    "single block": md.masking.SingleBlockMasker,
+    "single block long": lambda r: md.masking.SingleBlockMasker(r, aspect=(0.1, 0.2)),
+    "single block around": lambda r: md.masking.SingleBlockMasker(r, inverse=True).rolled(),
+    "squares": md.masking.SquaresMasker,
+    "squares around": lambda r: md.masking.SquaresMasker(r, size=4, adjust=0.5, inverse=True),
+    "noise": md.masking.ColorNoiseMasker,
     "most": md.AttentionGuidedMasker,
     "least": lambda r: md.AttentionGuidedMasker(r, hide="least"),
     "soft": lambda r: md.AttentionGuidedMasker(r, temperature=0.7, share=0.5),
-    "hint": lambda r: md.AttentionHintMasker(r, hint=0.7, pool=0.4),
+    "hint": lambda r: md.masking.AttentionHintMasker(r, hint=0.7, pool=0.4),
     "signal": lambda r: md.SignalMasker(r, "loss", share=0.3),
-    "parts": lambda r: md.PartMasker(r, whole=0.5),
-    "cluster": md.ClusterMasker,
-    "dpp": md.DPPMasker,
-    "learned": lambda r: md.LearnedMasker(r, lambda images: images.mean(dim=1, keepdim=True)),
+    "parts": lambda r: md.masking.PartMasker(r, whole=0.5),
+    "cluster": md.masking.ClusterMasker,
+    "dpp": md.masking.DPPMasker,
+    "learned": lambda r: md.masking.LearnedMasker(
+        r, lambda images: images.mean(dim=1, keepdim=True)
+    ),
     "exactly": lambda r: md.BlockMasker(0.5, exact=False).exactly(r),
     "shared": lambda r: md.BlockMasker(r).shared(),
     "same in views": lambda r: md.BlockMasker(r).same_in_views(),
