@@ -67,7 +67,7 @@ class Masker(ABC):
             object.__setattr__(self, name, constraint(self._name, name, getattr(self, name)))
         self.check_parameters()
 
-    def check_parameters(self) -> None:  # noqa: B027  # most have no such rule  # most maskers have no such rule
+    def check_parameters(self) -> None:  # noqa: B027  # most maskers have no such rule
         """Refuse parameters that do not go together, each being admissible by itself."""
 
     @final
