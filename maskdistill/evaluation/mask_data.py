@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from maskdistill.data.formats.listing import IMAGE_SUFFIXES
 from maskdistill.evaluation.discovery import mask_boxes
 
 _Array = npt.NDArray[np.uint8]
 _Bools = npt.NDArray[np.bool_]
 _VOC_VOID = 255
 _ARRAYS = ("data", "offsets", "mask_data", "mask_offsets")
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _folder(path: Path, left_out: dict[str, str]) -> Iterator[_Pair]:
 def _by_stem(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in _ENDINGS or file.name.startswith("."):
+        if file.suffix.lower() not in IMAGE_SUFFIXES or file.name.startswith("."):
             continue
         if file.stem in files:
             raise ValueError(
