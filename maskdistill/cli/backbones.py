@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from maskdistill.evaluation.judge import JobImages
     from maskdistill.evaluation.measures import Measure, Measured
     from maskdistill.models import MaskedViT
-    from maskdistill.training.job import JobConfig
+    from maskdistill.training.config import DataSettings, JobConfig
 
 _SCENES = 500
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -67,7 +67,7 @@ def evaluate(
     Args:
         backbones: runs, files of weights, or names of timm models.
         measures: groups of knn, linear, logistic, few_shot, attention, discovery, occlusion,
-            shuffling, corruptions, stability, health; or all; or single ones, such as knn_20.
+            shuffling, stability, health; or all; or single ones, such as knn_20.
             Without it: knn linear attention occlusion stability health.
         data: images in any form that train takes. Without it: those of the run, else scenes.
         data_format: auto, or the form of the data by name.
@@ -81,7 +81,7 @@ def evaluate(
         baseline: measure the same models with random weights as well.
         guide: backbone whose attention says which patches are salient; without it the object masks
             say, where the images have any.
-        classifier: of occluded, shuffled and corrupted images: 20 nearest neighbours, or logistic
+        classifier: of occluded and shuffled images: 20 nearest neighbours, or logistic
             regression.
         fill: what takes the place of occluded patches.
         seed: of random weights, episodes, occlusion and noise.
@@ -118,7 +118,7 @@ def evaluate(
         )  # fmt: skip
         leader = named.vit
     with waiting("reading images"):
-        images, _ = open_images(source)
+        images, _ = open_images(source, size)
     settings = {
         "train_limit": train_limit, "val_limit": val_limit, "classifier": classifier,
         "fill": fill, "seed": seed,
@@ -149,22 +149,6 @@ def evaluate(
         print(f"\n{out}")
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where images come from, as `open_images` wants to know it."""
-
-    data: Path | None
-    data_format: str
-    allow_pickle: bool
-    shards: str | None
-    val_shards: str | None
-    max_damaged: int
-    scenes: int
-    image_size: int
-    knn_train: int
-    knn_val: int
-
-
 def _source(
     backbones: Sequence[Backbone],
     data: Path | None,
@@ -173,8 +157,10 @@ def _source(
     size: int,
     train_limit: int,
     val_limit: int,
-) -> _Source:
+) -> DataSettings:
     """Say where images come from: where they are told to, else as the runs say, else scenes."""
+    from maskdistill.training.config import DataSettings, group_of
+
     if train_limit < 1 or val_limit < 1:
         raise ValueError(
             f"--train-limit and --val-limit must be >= 1; got {train_limit} and {val_limit}."
@@ -183,15 +169,17 @@ def _source(
     if data is not None or not runs:
         most = 5000 if size <= 96 else 1100  # large ones take long to draw
         scenes = min(most, max(train_limit, 5 * val_limit))  # a fifth as many are for validation
-        limits = (size, train_limit, val_limit)
-        return _Source(data, data_format, allow_pickle, None, None, 10, scenes, *limits)
-    found: dict[_Source, str] = {}
+        return DataSettings(
+            data=data, data_format=data_format,  # type: ignore[arg-type]  # it refuses others
+            allow_pickle=allow_pickle, scenes=scenes, knn_train=train_limit, knn_val=val_limit,
+        )  # fmt: skip
+    found: dict[DataSettings, str] = {}
     for one in reversed(runs):
         own = one.settings
         assert own is not None
-        source = _Source(
-            own.data, own.data_format, own.allow_pickle or allow_pickle, own.shards, own.val_shards,
-            own.max_damaged, own.scenes, size, train_limit, val_limit,
+        source = dataclasses.replace(
+            group_of(own, DataSettings), allow_pickle=own.allow_pickle or allow_pickle,
+            knn_train=train_limit, knn_val=val_limit,
         )  # fmt: skip
         found[source] = one.name
     if len(found) > 1:
@@ -665,7 +653,7 @@ def common_size(backbones: Sequence[Backbone], image_size: int | None) -> int:
 
 def _settings_of(path: Path) -> JobConfig | None:
     """Return the settings of the run that a folder or file belongs to, if it belongs to one."""
-    from maskdistill.training.job import saved_config
+    from maskdistill.training.config import saved_config
 
     for folder in (path, path.parent, path.parent.parent):
         files = folder == path or path.is_file()  # only a file is looked for further up

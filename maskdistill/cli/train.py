@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from maskdistill.cli.terminal import NEEDS_TRAIN, exit_code, plain_warnings
 
 if TYPE_CHECKING:
-    from maskdistill.training.job import JobConfig
+    from maskdistill.training.config import JobConfig
 
 DESCRIPTION = """Train DINO under a masking policy, evaluate, and draw.
 
@@ -48,19 +48,19 @@ def train(
     except ImportError:
         print(NEEDS_TRAIN, file=sys.stderr)
         return 2
-    from maskdistill.training.job import MINI_IMAGENET, SCENES, JobConfig
+    from maskdistill.training.config import MINI_IMAGENET, SCENES, JobGroups
 
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def run() -> int:
-        config = tyro.cli(
-            JobConfig,
+        groups = tyro.cli(
+            tyro.conf.OmitArgPrefixes[JobGroups],
             prog=prog,
             description=description,
-            default=_defaults(arguments, scenes or SCENES, real or MINI_IMAGENET),
+            default=JobGroups.of(_defaults(arguments, scenes or SCENES, real or MINI_IMAGENET)),
             args=arguments,
         )
-        return _run(config, prog)
+        return _run(groups.config(), prog)
 
     return exit_code(
         run,
@@ -126,7 +126,7 @@ def _defaults(arguments: Sequence[str], scenes: JobConfig, real: JobConfig) -> J
     A resumed run keeps its own settings, so that ``--resume --out DIR`` says it all.
     """
     from maskdistill.training.checkpoint import checkpoint_files
-    from maskdistill.training.job import saved_config
+    from maskdistill.training.config import saved_config
 
     out = _value(arguments, "--out")
     if "--resume" in arguments and out is not None:
