@@ -13,10 +13,14 @@ import maskdistill as md
 def as_code(masker: md.Masker) -> str:
     """Return the call that builds a masker, its names read from ``md``.
 
-    >>> as_code(md.RandomMasker(0.3) | md.BlockMasker(0.2))
-    'md.RandomMasker(0.3) | md.BlockMasker(0.2)'
+    >>> as_code(md.RandomMasker(0.3) | md.masking.GridMasker())
+    'md.RandomMasker(0.3) | md.masking.GridMasker()'
     """
-    return re.sub(r"(?<![\w.])([A-Z]\w*\()", r"md.\1", repr(masker))
+
+    def named(match: re.Match[str]) -> str:
+        return f"md.{'' if match[1] in md.__all__ else 'masking.'}{match[1]}("
+
+    return re.sub(r"(?<![\w.])([A-Z]\w*)\(", named, repr(masker))
 
 
 def apply_diff(diff: str, folder: Path, commit: str, *, check: bool = False) -> None:

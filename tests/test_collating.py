@@ -22,7 +22,7 @@ from maskdistill.data import Crops
 
 RANDOM = md.RandomMasker(0.3)
 POLICY = md.AsymmetricMaskPolicy(RANDOM)
-UNEVEN = md.AsymmetricMaskPolicy(md.BernoulliMasker(0.4).sometimes(0.7))
+UNEVEN = md.AsymmetricMaskPolicy(md.masking.BernoulliMasker(0.4).sometimes(0.7))
 
 
 def equal(a: Any, b: Any) -> bool:

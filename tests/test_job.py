@@ -22,7 +22,7 @@ import timm
 import torch
 from PIL import Image
 
-from maskdistill.commands import train as command
+from maskdistill.cli import train as command
 from maskdistill.evaluation.judge import forget_attention, read_attention, save_attention
 from maskdistill.masking import BlockMasker
 from maskdistill.policies import ViewPolicy

@@ -65,7 +65,7 @@ def carry_out(order: Order) -> None:
     with hold_folder(config.out):  # while it is measured, too
         if not read_json(config.out / "summary.json"):
             run_job(config, order.policy)
-        images, training = open_images(config)
+        images, training = open_images(config, config.image_size)
         device = start_processes(config.device).device
         vit = load_backbone(config.out).to(device)
         options: dict[str, Any] = {

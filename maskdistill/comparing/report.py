@@ -442,7 +442,8 @@ def _pictures(results: Results) -> tuple[ReportImages | None, str]:
     """Return what pictures of images are made of, or why there are none."""
     cell = results.done[0].cell
     try:
-        images, _ = open_images(results.study.config(cell.policy, cell.seed))
+        config = results.study.config(cell.policy, cell.seed)
+        images, _ = open_images(config, config.image_size)
         return ReportImages(results, images), ""
     except (ValueError, OSError) as error:
         return None, f"The images could not be opened where this page was written: {error}"

@@ -71,7 +71,8 @@ def data_identity(study: Study) -> str:
     if not study.real:
         return ""  # the scenes are all in the settings
     cell = study.cells()[0]
-    images, _ = open_images(study.config(cell.policy, cell.seed))
+    config = study.config(cell.policy, cell.seed)
+    images, _ = open_images(config, config.image_size)
     hashed = hashlib.sha256()
     for labels in (images.train_labels, images.val_labels):
         hashed.update(f"{len(labels)} ".encode() + np.asarray(labels, dtype="<i8").tobytes())

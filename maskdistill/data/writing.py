@@ -1,125 +1,103 @@
-"""Files and folders that appear under their names only when they are complete."""
+"""Files and folders that appear under their names only when they are complete.
+
+`atomic_file` and `atomic_folder` write under another name first, and rename. `locked` and
+`sole_writer` keep a second process out meanwhile.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
-def check_free(out: Path, overwrite: bool, kind: str) -> None:
-    """Refuse a name that is taken, unless it may be overwritten."""
-    if not out.exists():
-        return
-    if (kind == "file") != out.is_file():
-        raise FileExistsError(f"{out} exists and is not a {kind}; choose another name.")
-    if not overwrite:
-        raise FileExistsError(
-            f"{out} exists. Pass overwrite=True (--overwrite on the command line) to replace it."
-        )
+def write_durably(content: str | bytes, path: Path) -> None:
+    """Write a file so that the old content or the new is there, whatever happens."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
-def _partial(out: Path) -> Path:
-    return out.with_name(out.name + ".partial")
+def file_checksum(path: Path) -> str:
+    """Return the first 16 hexadecimal digits of a file's SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager
-def appearing(out: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file that gets its name when all is written and on the disk, or else goes."""
-    partial = _partial(out)
-    with partial.open("ab") as lock:
-        _lock(lock, out)
-        # What a killed run left behind is overwritten here.
-        try:
-            with partial.open("wb") as file:
-                yield file
-                to_disk(file)
-            os.replace(partial, out)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    _folder_to_disk(out.parent)
+    temporary = _beside(path, ".tmp")
+    try:
+        with temporary.open("wb") as file:  # what a killed run left is overwritten
+            yield file
+            to_disk(file)
+        replace_durably(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager
-def appearing_folder(out: Path) -> Iterator[Path]:
-    """Make a folder that gets its name when all in it is written, or else goes."""
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Make a folder that gets its name when all in it is written, or else goes.
+
+    Its files are flushed by who writes them. One process at a time: see `sole_writer`.
+    """
     # Not ".old", which is what people call a copy that they want to keep.
-    partial, replaced = _partial(out), out.with_name(out.name + ".replaced")
-    with _held(out):
+    temporary, replaced = _beside(path, ".tmp"), _beside(path, ".replaced")
+    with sole_writer(path):
         # What a killed run left: in its way, this one would fail after all its work.
-        _settle(out, replaced)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        _settle(path, replaced)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         try:
-            yield partial
-            _folder_to_disk(partial)
-            if out.exists():
-                os.replace(out, replaced)
-            os.replace(partial, out)
+            yield temporary
+            _folder_to_disk(temporary)
+            if path.exists():
+                os.replace(path, replaced)
+            replace_durably(temporary, path)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             with contextlib.suppress(OSError):  # what went wrong first is what to tell
-                _settle(out, replaced)
+                _settle(path, replaced)
             raise
         with contextlib.suppress(OSError):
-            _settle(out, replaced)
-        _folder_to_disk(out.parent)
+            _settle(path, replaced)
 
 
-def _settle(out: Path, replaced: Path) -> None:
+def _settle(path: Path, replaced: Path) -> None:
     """Remove a folder that was replaced, or put it back if nothing came in its place."""
     if not os.path.lexists(replaced):
         return
-    if not out.exists():  # a kill came in between, and there is no other copy
-        os.replace(replaced, out)
+    if not path.exists():  # a kill came in between, and there is no other copy
+        os.replace(replaced, path)
     elif replaced.is_symlink():
         replaced.unlink()
     else:
         shutil.rmtree(replaced)
 
 
-@contextlib.contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """Keep other processes from writing the same folder; the lock's file goes with the lock."""
-    path = out.with_name(out.name + ".partial.lock")
-    with path.open("ab") as lock:
-        _lock(lock, out)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
 
 
-def _lock(file: BinaryIO, out: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Who held it may have ended since it was opened, and another may hold a new file.
-        mine = os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
-    except (BlockingIOError, FileNotFoundError):
-        mine = False
-    except OSError as error:  # such as on a Lustre that is mounted without locks
-        warnings.warn(
-            f"{out} lies on a file system without locks ({error.strerror}): nothing keeps a second "
-            "process from writing there.",
-            UserWarning,
-            stacklevel=5,
-        )
-        return
-    if not mine:
-        raise FileExistsError(f"Another process is writing {out} right now.")
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Rename what is flushed already, and flush the rename."""
+    temporary.replace(path)
+    _folder_to_disk(path.parent)
 
 
 def to_disk(file: IO[Any]) -> None:
@@ -129,12 +107,82 @@ def to_disk(file: IO[Any]) -> None:
 
 
 def _folder_to_disk(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every system can
-        handle = os.open(folder, os.O_RDONLY)
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that knows no such thing
+            raise
+    finally:
+        os.close(handle)
+
+
+# --- one writer at a time
+
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: Callable[[], OSError], *, again: bool = False) -> Iterator[None]:
+    """Hold the lock file ``path`` while the context lasts.
+
+    The system lets go of it when the process ends, however it ends; processes that were forked
+    meanwhile, such as a loader's workers, do not hold it. On a file system without locks there is
+    a warning, and nothing is held.
+
+    Args:
+        path: of the lock file, which stays.
+        refusal: makes the error to raise where somebody else holds it.
+        again: this process may take a lock again that it has taken with ``again``.
+    """
+    import filelock
+
+    lock = filelock.FileLock(path, timeout=0, thread_local=False, is_singleton=again)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise refusal() from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"{path.parent} lies on a file system without locks ({error}): nothing keeps a second "
+            "process from writing there.",
+            UserWarning,
+            stacklevel=4,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def sole_writer(out: Path) -> Iterator[None]:
+    """Keep other processes from writing the same file or folder; nothing of the lock stays."""
+    lock = _beside(out, ".lock")
+    busy = FileExistsError(f"Another process is writing {out} right now.")
+    with locked(lock, lambda: busy):
         try:
-            os.fsync(handle)
+            yield
         finally:
-            os.close(handle)
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+# --- before and after
+
+
+def check_free(out: Path, overwrite: bool, kind: str) -> None:
+    """Refuse a name that is taken, unless it may be overwritten; `kind` is "file" or "folder"."""
+    if not out.exists():
+        return
+    if (kind == "file") != out.is_file():
+        raise FileExistsError(f"{out} exists and is not a {kind}; choose another name.")
+    if not overwrite:
+        raise FileExistsError(
+            f"{out} exists. Pass overwrite=True (--overwrite on the command line) to replace it."
+        )
 
 
 def check_room(out: Path, wanted: int) -> None:
@@ -159,35 +207,6 @@ def room(out: Path) -> Iterator[None]:
                 f"no room left while writing {out} ({error.strerror}); nothing of it was kept",
             ) from error
         raise
-
-
-def replace_durably(temporary: Path, path: Path) -> None:
-    """Rename a file that is flushed already, and flush the rename."""
-    temporary.replace(path)
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that knows no such thing
-            raise
-    finally:
-        os.close(folder)
-
-
-def write_durably(content: str | bytes, path: Path) -> None:
-    """Write a file so that the old content or the new is there, whatever happens."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        replace_durably(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def progress(items: Any, total: int, what: str, unit: str) -> Any:

@@ -13,50 +13,23 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from maskdistill.evaluation.health import entropy
 from maskdistill.models import MaskedViT
 from maskdistill.models.probing import evaluating, model_name
 
 
-class AttentionJaccard(NamedTuple):
-    """Mean intersection over union of attention and object, over images, in [0, 1].
+class HeadScores(NamedTuple):
+    """A score of the attention, averaged over images, in [0, 1].
 
     Attributes:
         best_head: of each image's best head, chosen on the truth, as DINO reports it.
         mean_over_heads: of each head by itself, averaged.
-        head_mean: of the attention averaged over heads.
+        head_mean: of the one map that is the average over heads.
     """
 
     best_head: float
     mean_over_heads: float
     head_mean: float
-
-
-class PointingGame(NamedTuple):
-    """Share of images whose attention is greatest on the object, in [0, 1].
-
-    Attributes:
-        best_head: where any head's maximum is a hit.
-        mean_over_heads: of each head by itself, averaged.
-        head_mean: of the attention averaged over heads.
-    """
-
-    best_head: float
-    mean_over_heads: float
-    head_mean: float
-
-
-class PerImage(NamedTuple):
-    """A score of each image, ``(B,)``, under the names of its mean over images.
-
-    Attributes:
-        best_head: of the image's best head, chosen on the truth.
-        mean_over_heads: of each head by itself, averaged.
-        head_mean: of the attention averaged over heads.
-    """
-
-    best_head: Tensor
-    mean_over_heads: Tensor
-    head_mean: Tensor
 
 
 def keep_mass(attention: Tensor, mass: float = 0.6) -> Tensor:
@@ -91,7 +64,7 @@ def attention_jaccard(
     mass: float = 0.6,
     ignore: Tensor | None = None,
     chunk: int = 256,
-) -> AttentionJaccard:
+) -> HeadScores:
     """Compare attention maps with object masks, pixel by pixel.
 
     >>> attention = torch.tensor([[[0.7, 0.1, 0.1, 0.1]]])  # one image, one head, 2x2 patches
@@ -114,7 +87,7 @@ def attention_jaccard(
             object.
     """
     each = jaccard_per_image(attention, masks, grid, mass=mass, ignore=ignore, chunk=chunk)
-    return AttentionJaccard(*(float(score.mean()) for score in each))
+    return _mean_scores(each)
 
 
 def jaccard_per_image(
@@ -125,13 +98,15 @@ def jaccard_per_image(
     mass: float = 0.6,
     ignore: Tensor | None = None,
     chunk: int = 256,
-) -> PerImage:
-    """Return what ``attention_jaccard`` averages, of each image; the arguments are the same.
+) -> dict[str, Tensor]:
+    """Return what ``attention_jaccard`` averages, ``(B,)`` under each of its names.
 
     >>> attention = torch.tensor([[[0.7, 0.1, 0.1, 0.1]], [[0.1, 0.7, 0.1, 0.1]]])
     >>> mask = torch.tensor([[[True, False], [False, False]]])
-    >>> jaccard_per_image(attention, mask.expand(2, 2, 2), (2, 2)).head_mean
+    >>> jaccard_per_image(attention, mask.expand(2, 2, 2), (2, 2))["head_mean"]
     tensor([1., 0.])
+
+    The arguments and errors are those of ``attention_jaccard``.
     """
     check_attention(attention, grid)
     check_masks(masks, len(attention), ignore)
@@ -151,7 +126,7 @@ def pointing_game(
     *,
     tolerance: float = 0,
     chunk: int = 16,
-) -> PointingGame:
+) -> HeadScores:
     """Return how often the point of greatest attention lies on the object.
 
     >>> attention = torch.tensor([[[0.1, 0.7, 0.1, 0.1]]])  # one image, one head, 2x2 patches
@@ -198,7 +173,7 @@ def pointing_game(
             )
             hit = ((away <= tolerance**2) & objects[:, None]).flatten(2).any(dim=-1)
         hits.append(hit.float())
-    return PointingGame(*(float(score.mean()) for score in _by_head(torch.cat(hits))))
+    return _mean_scores(_by_head(torch.cat(hits)))
 
 
 # --- Parts
@@ -206,8 +181,7 @@ def pointing_game(
 
 def check_attention(attention: Tensor, grid: tuple[int, int]) -> None:
     """Refuse what is no ``(B, heads, N)`` attention over this grid, in a sentence."""
-    if attention.ndim != 3 or attention.shape[-1] != grid[0] * grid[1]:
-        raise ValueError(_wanted(attention, grid))
+    _check_patches(attention, grid, "(B, heads, N)", attention.ndim == 3)
     if not attention.numel():
         raise ValueError(f"attention must hold at least one image; got {tuple(attention.shape)}.")
     if not bool((torch.isfinite(attention) & (attention >= 0)).all()):
@@ -216,11 +190,13 @@ def check_attention(attention: Tensor, grid: tuple[int, int]) -> None:
         )
 
 
-def _wanted(attention: Tensor, grid: tuple[int, int]) -> str:
-    return (
-        f"attention must be (B, heads, N) with N = {grid[0] * grid[1]} for a grid of "
-        f"{grid[0]}x{grid[1]}; got {tuple(attention.shape)}."
-    )
+def _check_patches(attention: Tensor, grid: tuple[int, int], form: str, fits: bool = True) -> None:
+    patches = grid[0] * grid[1]
+    if not fits or attention.shape[-1] != patches:
+        raise ValueError(
+            f"attention must be {form} with N = {patches} for a grid of {grid[0]}x{grid[1]}; got "
+            f"{tuple(attention.shape)}."
+        )
 
 
 def check_masks(masks: Tensor, count: int, ignore: Tensor | None) -> None:
@@ -255,10 +231,15 @@ def _with_mean(attention: Tensor) -> Tensor:
     return torch.cat([maps, maps.mean(dim=1, keepdim=True)], dim=1)
 
 
-def _by_head(scores: Tensor) -> PerImage:
+def _by_head(scores: Tensor) -> dict[str, Tensor]:
     """Name the scores ``(B, heads + 1)`` of maps made by ``_with_mean``."""
     heads, mean = scores[:, :-1], scores[:, -1]
-    return PerImage(heads.amax(dim=1), heads.mean(dim=1), mean)
+    values = heads.amax(dim=1), heads.mean(dim=1), mean
+    return dict(zip(HeadScores._fields, values, strict=True))
+
+
+def _mean_scores(each: dict[str, Tensor]) -> HeadScores:
+    return HeadScores(**{name: float(score.mean()) for name, score in each.items()})
 
 
 def _overlap(
@@ -309,8 +290,8 @@ def attention_entropy(attention: Tensor) -> Tensor:
         raise ValueError(
             f"attention must be (..., N) with N >= 2 patches; got {tuple(attention.shape)}."
         )
-    entropy = _entropy(_distribution(attention)) / math.log(attention.shape[-1])
-    return entropy.clamp(0, 1)  # rounding
+    share = entropy(_distribution(attention)) / math.log(attention.shape[-1])
+    return share.clamp(0, 1)  # rounding
 
 
 def head_diversity(attention: Tensor) -> Tensor:
@@ -331,11 +312,11 @@ def head_diversity(attention: Tensor) -> Tensor:
     if attention.ndim != 3:
         raise ValueError(f"attention must be (B, heads, N); got {tuple(attention.shape)}.")
     shares = _distribution(attention)
-    alone = _entropy(shares)
+    alone = entropy(shares)
     pairs = list(itertools.combinations(range(attention.shape[1]), 2))
     total = torch.zeros_like(alone[:, 0])
     for i, j in pairs:  # one at a time: all at once would hold (B, heads, heads, N)
-        both = _entropy((shares[:, i] + shares[:, j]) / 2)
+        both = entropy((shares[:, i] + shares[:, j]) / 2)
         total += both - (alone[:, i] + alone[:, j]) / 2
     return (total / (max(1, len(pairs)) * math.log(2))).clamp(0, 1)
 
@@ -360,11 +341,7 @@ def attention_spread(
     Returns:
         ``(...)``.
     """
-    if attention.shape[-1] != grid[0] * grid[1]:
-        raise ValueError(
-            f"attention must be (..., N) with N = {grid[0] * grid[1]} for a grid of "
-            f"{grid[0]}x{grid[1]}; got {tuple(attention.shape)}."
-        )
+    _check_patches(attention, grid, "(..., N)")
     shares, places = _distribution(attention), _places(grid, patch_size, attention.device)
     centre = shares @ places
     away = (places - centre.unsqueeze(-2)).square().sum(dim=-1)
@@ -507,11 +484,6 @@ def _distribution(attention: Tensor) -> Tensor:
     values = attention.float()
     total = values.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     return values / total
-
-
-def _entropy(shares: Tensor) -> Tensor:
-    entropy: Tensor = torch.special.entr(shares).sum(dim=-1)
-    return entropy
 
 
 def _places(

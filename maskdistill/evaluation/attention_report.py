@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +43,13 @@ class AttentionScores:
     """What is measured of one model's last attention; means over images.
 
     Attributes:
-        jaccard_best_head: see ``AttentionJaccard``.
+        jaccard_best_head: ``attention_jaccard``, see ``HeadScores``.
         jaccard_mean_over_heads: the same.
         jaccard_head_mean: the same.
         corloc_attention: CorLoc of the box of the head-mean map.
         corloc_lost: CorLoc of LOST's box; None where the model has no keys to read.
         corloc_token_cut: CorLoc of TokenCut's box; None likewise.
-        pointing_best_head: see ``PointingGame``.
+        pointing_best_head: ``pointing_game``, see ``HeadScores``.
         pointing_mean_over_heads: the same.
         pointing_head_mean: the same.
         entropy: of a head's map, over ln N; 1 is even.
@@ -144,7 +145,7 @@ def _shown(value: float | None, pixels: bool) -> str:
 
 
 def attention_quality(
-    vit: nn.Module,
+    vit: MaskedViT,
     images: Tensor,
     masks: Tensor,
     *,
@@ -173,7 +174,7 @@ def attention_quality(
     chosen on the truth, so it is at its strongest.
 
     Args:
-        vit: a ``MaskedViT``, or a ViT of timm; runs in evaluation mode, as it is, without masks.
+        vit: runs in evaluation mode, as it is, without masks.
         images: ``(B, 3, H, W)``: uint8 pixels, which are normalised here, or floats, which are
             taken as normalised. They may stay on the CPU; batches go to the model's device.
         masks: ``(B, H, W)`` bool, True on the object, of the very images.
@@ -200,15 +201,13 @@ def attention_quality(
         "boxes": boxes, "ignore": ignore, "mass": mass, "tolerance": tolerance,
         "discovery": discovery, "batch_size": batch_size,
     }  # fmt: skip
-    with _wrapped(vit) as model:
-        own = attention_scores(model, images, masks, **options)
-        if isinstance(baseline, AttentionQuality):
-            each = baseline.random_init_each
-        else:
-            each = tuple(
-                attention_scores(reinitialised(model, seed), images, masks, **options)
-                for seed in seeds
-            )
+    own = attention_scores(vit, images, masks, **options)
+    if isinstance(baseline, AttentionQuality):
+        each = baseline.random_init_each
+    else:
+        each = tuple(
+            attention_scores(reinitialised(vit, seed), images, masks, **options) for seed in seeds
+        )
     centre = _centre(masks, boxes, ignore, tolerance)
     return AttentionQuality(
         own, _mean(each), each, centre, len(images), float(mass), float(tolerance)
@@ -237,45 +236,77 @@ def attention_scores(
     if boxes is None:
         boxes = mask_boxes(masks).float()
     size = (images.shape[2], images.shape[3])
-    grid, weight = vit.grid(*size), next(vit.parameters())
+    grid = vit.grid(*size)
+    seen = _look(vit, images, discovery, batch_size)
+    jaccard = attention_jaccard(seen.attention, masks, grid, mass=mass, ignore=ignore)
+    pointing = pointing_game(seen.attention, masks, grid, tolerance=tolerance)
+    mean = seen.attention.mean(dim=1, keepdim=True)
+    box = attention_boxes(mean, grid, size, mass=mass)[:, 0]
+    lost_, cut = (
+        None if found is None else corloc(in_pixels(found, grid, size), boxes)
+        for found in (seen.lost, seen.token_cut)
+    )
+    return AttentionScores(
+        *jaccard, corloc(box, boxes), lost_, cut, *pointing, **_statistics(vit, seen, grid)
+    )
+
+
+@torch.no_grad()
+def attention_statistics(
+    vit: MaskedViT, images: Tensor, *, batch_size: int = 32
+) -> dict[str, float | None]:
+    """Return the scores of `AttentionScores` that need no object masks, by name."""
+    seen = _look(vit, images, False, batch_size)
+    return _statistics(vit, seen, vit.grid(images.shape[2], images.shape[3]))
+
+
+class _Seen(NamedTuple):
+    """What one pass over the images reads; what the model does not show is None."""
+
+    attention: Tensor  # (B, heads, N), of the class token in the last block
+    distances: Tensor | None  # (B, heads), mean attention distance of its patches
+    lost: Tensor | None  # (B, 4) boxes in patches
+    token_cut: Tensor | None
+
+
+def _look(vit: MaskedViT, images: Tensor, discovery: bool, batch_size: int) -> _Seen:
+    grid, weight = vit.grid(images.shape[2], images.shape[3]), next(vit.parameters())
     weights: list[Tensor] = []
-    maps, distances, lost_boxes, cut_boxes = [], [], [], []
+    read: tuple[list[Tensor], ...] = ([], [], [], [])
+    maps, distances, lost_boxes, cut_boxes = read
     with evaluating(vit), vit.record_attention() as record, ExitStack() as stack:
-        keys = _keys(vit, stack) if discovery else None
-        blocks = getattr(vit.backbone, "blocks", None)
-        last = getattr(blocks[-1], "attn", None) if isinstance(blocks, _LISTS) else None
-        stack.enter_context(reading_weights(last, lambda seen: weights.append(seen)))
+        keys = None
+        if discovery:
+            with contextlib.suppress(ValueError):  # a model that has no keys in timm's way
+                keys = stack.enter_context(reading_keys(vit))
+        blocks: Any = getattr(vit.backbone, "blocks", None)
+        plain = isinstance(blocks, (nn.Sequential, nn.ModuleList))
+        last = getattr(blocks[-1], "attn", None) if plain else None
+        stack.enter_context(reading_weights(last, weights.append))
         for part in images.split(batch_size):
             part = part.to(weight.device)
             vit((normalize(part) if part.dtype == torch.uint8 else part).to(weight.dtype))
             maps.append(record.attention.float())
             if weights:
-                seen = patch_weights(weights.pop(), grid, vit.prefix_tokens).float()
-                distances.append(mean_attention_distance(seen, grid, vit.patch_size))
+                patches = patch_weights(weights.pop(), grid, vit.prefix_tokens).float()
+                distances.append(mean_attention_distance(patches, grid, vit.patch_size))
             if keys is not None:
                 found = keys()
                 lost_boxes.append(lost(found, grid).boxes)
                 cut_boxes.append(token_cut(found, grid).boxes)
-    attention = torch.cat(maps)
-    jaccard = attention_jaccard(attention, masks, grid, mass=mass, ignore=ignore)
-    pointing = pointing_game(attention, masks, grid, tolerance=tolerance)
-    mean = attention.mean(dim=1, keepdim=True)
-    box = attention_boxes(mean, grid, size, mass=mass)[:, 0]
+    attention, *others = (torch.cat(parts) if parts else None for parts in read)
+    assert attention is not None
+    return _Seen(attention, *others)
 
-    def found_by(found: list[Tensor]) -> float | None:
-        return corloc(in_pixels(torch.cat(found), grid, size), boxes) if found else None
 
-    return AttentionScores(
-        *jaccard,
-        corloc(box, boxes),
-        found_by(lost_boxes),
-        found_by(cut_boxes),
-        *pointing,
-        entropy=float(attention_entropy(attention).mean()),
-        head_diversity=float(head_diversity(attention).mean()),
-        attention_spread=float(attention_spread(attention, grid, vit.patch_size).mean()),
-        attention_distance=float(torch.cat(distances).mean()) if distances else None,
-    )
+def _statistics(vit: MaskedViT, seen: _Seen, grid: tuple[int, int]) -> dict[str, Any]:
+    maps = seen.attention
+    return {
+        "entropy": float(attention_entropy(maps).mean()),
+        "head_diversity": float(head_diversity(maps).mean()),
+        "attention_spread": float(attention_spread(maps, grid, vit.patch_size).mean()),
+        "attention_distance": None if seen.distances is None else float(seen.distances.mean()),
+    }
 
 
 @torch.no_grad()
@@ -331,16 +362,6 @@ def reinitialised(vit: MaskedViT, seed: int = 0) -> MaskedViT:
 # --- Parts
 
 
-_LISTS = (nn.Sequential, nn.ModuleList)
-
-
-def _keys(vit: MaskedViT, stack: ExitStack) -> Any:
-    try:
-        return stack.enter_context(reading_keys(vit))
-    except ValueError:  # a model whose attention can be read, but has no keys in timm's way
-        return None
-
-
 def _centre(
     masks: Tensor, boxes: Tensor | Sequence[Tensor], ignore: Tensor | None, tolerance: float
 ) -> CentreScores:
@@ -357,19 +378,6 @@ def _mean(each: Sequence[AttentionScores]) -> AttentionScores:
         scores = [getattr(one, field.name) for one in each]
         values[field.name] = None if None in scores else sum(scores) / len(scores)
     return AttentionScores(**values)
-
-
-@contextmanager
-def _wrapped(vit: nn.Module) -> Iterator[MaskedViT]:
-    """Yield a ``MaskedViT``, the given one or one around a bare model, which it leaves again."""
-    if isinstance(vit, MaskedViT):
-        yield vit
-        return
-    wrapper = MaskedViT(vit, "pixel")
-    try:
-        yield wrapper
-    finally:
-        wrapper.unwrap()
 
 
 def _check(images: Tensor, masks: Tensor) -> None:

@@ -1,15 +1,13 @@
-"""Embeddings of a data set, from a frozen backbone, computed once and kept."""
+"""Embeddings of a data set, from a frozen backbone, and what every classifier of them checks."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -19,187 +17,15 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from maskdistill.data.crops import MEAN, STD, derive_seed, normalize, resize_for_evaluation
 from maskdistill.data.formats.listing import DamagedImageError
+from maskdistill.data.writing import write_durably
 from maskdistill.models import MaskedViT
 from maskdistill.models.probing import evaluating
 
-_SAMPLE = 64
-"""Images by which a data set without a fingerprint is known."""
-
-
-@dataclass(frozen=True)
-class FeatureCache:
-    """The place of one set of features.
-
-    >>> FeatureCache.of(Path("cache"), vit, images, None, (64,)).path  # doctest: +SKIP
-    PosixPath('cache/features-5bd0bd2c7b5c1ab95bd0bd2c7b5c1ab9.safetensors')
-
-    Attributes:
-        path: of the file, there or not.
-    """
-
-    path: Path
-
-    @staticmethod
-    def of(
-        folder: Path,
-        backbone: nn.Module,
-        images: Any,
-        indices: Sequence[int] | None,
-        settings: tuple[object, ...],
-    ) -> FeatureCache:
-        """Return where the features of this backbone and these images lie; makes the folder.
-
-        Args:
-            folder: for all caches.
-            backbone: known by its weights and buffers, its classes and their plain attributes.
-            images: known by its ``fingerprint``, else its ``labels`` and a sample of the images.
-            indices: of the chosen images; None is all.
-            settings: plain values that the features depend on besides.
-
-        Raises:
-            ValueError: a data set with neither a fingerprint nor labels.
-            OSError: a folder that cannot be made.
-        """
-        digest = hashlib.sha256(repr(settings).encode())
-        _add_data(digest, images, indices)
-        _add_backbone(digest, backbone)
-        folder = folder.expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        return FeatureCache(folder / f"features-{digest.hexdigest()[:32]}.safetensors")
-
-    def read(self, count: int) -> tuple[Tensor, Tensor] | None:
-        """Return the features and labels of this many images, or None if they are not there.
-
-        A damaged file is warned of and passed over.
-        """
-        from safetensors import safe_open
-
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                features, labels = file.get_tensor("features"), file.get_tensor("labels")
-                checksum = (file.metadata() or {}).get("sha256")
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # safetensors has an exception of its own
-            problem = str(error)
-        else:
-            if checksum == _checksum(features, labels) and len(features) == len(labels) == count:
-                return features, labels
-            problem = "its checksum does not match"
-        warnings.warn(
-            f"the cached features in {self.path} are damaged ({problem}); they are computed anew.",
-            UserWarning,
-            stacklevel=4,  # the caller of extract_features, through torch.no_grad
-        )
-        return None
-
-    def write(self, features: Tensor, labels: Tensor) -> None:
-        """Keep features and labels; a file that cannot be written is warned of, and nothing lost.
-
-        The file appears whole or not at all.
-        """
-        from safetensors.torch import save
-
-        # Its own name for each process: several may compute the same features at once.
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        tensors = {"features": features.contiguous(), "labels": labels.contiguous()}
-        try:
-            with temporary.open("wb") as file:
-                file.write(save(tensors, metadata={"sha256": _checksum(features, labels)}))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        except OSError as error:
-            warnings.warn(
-                f"the features could not be kept in {self.path} ({error.strerror}); they are "
-                "returned all the same.",
-                UserWarning,
-                stacklevel=4,
-            )
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def _checksum(features: Tensor, labels: Tensor) -> str:
-    digest = hashlib.sha256(repr((features.dtype, features.shape)).encode())
-    digest.update(_bytes(features))
-    digest.update(_bytes(labels))
-    return digest.hexdigest()
-
-
-# --- The backbone
-
-
-def _add_backbone(digest: Any, backbone: nn.Module) -> None:
-    """Add weights and buffers, and the form: the number of heads is no weight, nor is an epsilon.
-
-    Buffers that are not in the state dict count as well. Code is not looked at.
-    """
-    for name, module in backbone.named_modules():
-        kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        digest.update(repr((name, kind, *_plain_attributes(module))).encode())
-    for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
-        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(_bytes(tensor))
-
-
-def _plain_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, value in sorted(vars(module).items()):
-        parts = value if isinstance(value, (tuple, list)) else (value,)
-        plain = all(isinstance(part, (bool, int, float, str, type(None))) for part in parts)
-        # Features are computed in evaluation mode, whatever the mode is now.
-        if plain and name != "training" and not name.startswith("_"):
-            yield name, value
-
-
-# --- The images
-
-
-def _add_data(digest: Any, images: Any, indices: Sequence[int] | None) -> None:
-    chosen = list(range(len(images))) if indices is None else [int(i) for i in indices]
-    while isinstance(images, Subset):
-        chosen = [int(images.indices[i]) for i in chosen]
-        images = images.dataset
-    digest.update(np.asarray(chosen, dtype="<i8").tobytes())
-    fingerprint = getattr(images, "fingerprint", None)
-    if isinstance(fingerprint, str):
-        digest.update(f"fingerprint {fingerprint}".encode())
-        return
-    labels = getattr(images, "labels", None)
-    numbers = None if labels is None or callable(labels) else np.asarray(labels)
-    if numbers is None or numbers.dtype.kind not in "biu":
-        raise ValueError(
-            f"the features of a {type(images).__name__} cannot be cached: it has neither a "
-            "fingerprint (a string that changes with the images) nor labels (an array of whole "
-            "numbers), so nothing would tell it from another data set. Give it one, or leave out "
-            "cache."
-        )
-    digest.update(np.ascontiguousarray(numbers, dtype="<i8").tobytes())
-    for position in np.unique(np.linspace(0, len(chosen) - 1, _SAMPLE).round().astype(int)):
-        content = _content(images, chosen[position])
-        digest.update(repr(len(content)).encode())
-        digest.update(content)
-
-
-def _content(images: Any, index: int) -> bytes:
-    encoded = getattr(images, "encoded", None)
-    if encoded is None:
-        image = images[index][0]
-        return repr((image.mode, image.size)).encode() + bytes(image.tobytes())
-    try:
-        return bytes(encoded(index))
-    except DamagedImageError as error:  # which one stands in for it follows from the others
-        return str(error).encode()
-
-
-Images = Dataset[tuple[Image.Image, int]]
-Precision = Literal["float32", "float16"]
-Statistics = tuple[Sequence[float], Sequence[float]]
+Images: TypeAlias = Dataset[tuple[Image.Image, int]]
+Precision: TypeAlias = Literal["float32", "float16"]
+Statistics: TypeAlias = tuple[Sequence[float], Sequence[float]]
+Classifier: TypeAlias = Callable[[Tensor], Tensor]
+"""A function from features ``(B, D)`` to predicted labels ``(B,)``, fitted on clean images."""
 
 PROTOCOL = "1: bicubic, shorter side to size * 256 / 224, centre; MaskedViT.embed or the call"
 """How an image becomes features; it is part of the cache's key, and changes with what it says."""
@@ -274,12 +100,12 @@ def extract_features(
         raise ValueError("there are no images to embed; give a data set and indices with some.")
     device = next(backbone.parameters(), torch.empty(0)).device
     half_on_device = precision == "float16" and device.type == "cuda"
-    kept: FeatureCache | None = None
+    kept: Path | None = None
     if cache is not None:
         colours = [[float(value) for value in values] for values in statistics]
         settings = (PROTOCOL, image_size, precision, half_on_device, colours)
-        kept = FeatureCache.of(Path(cache), backbone, images, indices, settings)
-        found = kept.read(count)
+        kept = cache_file(Path(cache), backbone, images, indices, settings)
+        found = _read_cache(kept, count)
         if found is not None:
             return found
     chosen = images if indices is None else Subset(images, list(indices))
@@ -300,7 +126,7 @@ def extract_features(
         for batch, label in loader:
             pixels = batch.to(device, non_blocking=True)
             inputs = normalize(pixels) if usual else (pixels / 255 - mean) / std
-            full = _checked(embed(inputs), len(batch))
+            full = _embeddings(embed(inputs), len(batch))
             held.append(full.to(store))
             overflow |= (held[-1].isinf() & full.isfinite()).any()
             labels.append(label)
@@ -316,11 +142,11 @@ def extract_features(
         )
     result = torch.cat(features), torch.cat(labels)
     if kept is not None:
-        kept.write(*result)
+        _write_cache(kept, *result)
     return result
 
 
-def _checked(output: object, batch: int) -> Tensor:
+def _embeddings(output: object, batch: int) -> Tensor:
     if isinstance(output, Tensor) and output.ndim == 2 and len(output) == batch:
         return output
     came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -330,97 +156,8 @@ def _checked(output: object, batch: int) -> Tensor:
     )
 
 
-def raw_pixels(images: Images, indices: Sequence[int], size: int = 16) -> tuple[Tensor, Tensor]:
-    """Return images as flat vectors of their pixels: the floor that features must beat.
-
-    Args:
-        images: of (RGB image, label) pairs.
-        indices: which images.
-        size: pixels of a side after resizing.
-
-    Returns:
-        ``(n, 3 * size * size)`` float32, centred per pixel over the n images, and ``(n,)`` labels.
-    """
-    pairs = [images[i] for i in indices]
-    pixels = torch.stack(
-        [resize_for_evaluation(image, size, crop=False).flatten() for image, _ in pairs]
-    )
-    return pixels.float() / 255 - 0.5, torch.tensor([label for _, label in pairs])
-
-
-def balanced_indices(labels: Sequence[int] | Tensor, limit: int) -> list[int]:
-    """Choose at most ``limit`` images, as evenly over the classes as they allow, in a fixed way.
-
-    >>> balanced_indices([0, 0, 0, 1, 1, 1], limit=4)
-    [0, 1, 3, 4]
-    """
-    seen: dict[int, int] = {}
-    turns = []
-    for index, label in enumerate(torch.as_tensor(labels).tolist()):
-        seen[label] = seen.get(label, 0) + 1
-        turns.append((seen[label], index))
-    return sorted(index for _, index in sorted(turns)[:limit])
-
-
-def check_labelled(name: str, features: Tensor, labels: Tensor) -> None:
-    """Refuse features and labels that no classifier should be given.
-
-    >>> check_labelled("train_", torch.zeros(2, 8), torch.tensor([0, 1]))
-
-    Args:
-        name: what the arguments' names begin with, for the message.
-        features: ``(n, D)``.
-        labels: ``(n,)``, whole numbers.
-
-    Raises:
-        ValueError: empty, misshapen or non-finite features, or labels that are none.
-    """
-    if features.ndim != 2 or labels.shape != features.shape[:1] or not features.numel():
-        raise ValueError(
-            f"{name}features must be (n, D) with n >= 1 labels; got "
-            f"{tuple(features.shape)} and {tuple(labels.shape)}."
-        )
-    if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(
-            f"{name}labels must be whole numbers, one class per image; got {labels.dtype}."
-        )
-    # In parts, so that a large bank does not need a second array of its size.
-    finite = torch.stack([torch.isfinite(part).all() for part in features.split(65_536)]).all()
-    if not finite:
-        raise ValueError(f"{name}features hold NaN or infinite numbers; has training diverged?")
-
-
-def check_split(
-    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
-) -> None:
-    """Refuse training and test features that do not belong together.
-
-    Raises:
-        ValueError: what `check_labelled` refuses, other widths, or no class in common.
-    """
-    check_labelled("train_", train_features, train_labels)
-    check_labelled("test_", test_features, test_labels)
-    widths = train_features.shape[1], test_features.shape[1]
-    if widths[0] != widths[1]:
-        raise ValueError(
-            f"training features have {widths[0]} dimensions and test features {widths[1]}; both "
-            "must be of one backbone."
-        )
-    here, there = train_labels.unique().cpu(), test_labels.unique().cpu()
-    if not torch.isin(there, here).any():
-        raise ValueError(
-            f"the labels have no class in common: {_first(here)} in training and {_first(there)} "
-            "in the test. Are both numbered alike? For new classes use few_shot."
-        )
-
-
-def _first(classes: Tensor) -> str:
-    shown = ", ".join(map(str, cast(list[int], classes[:3].tolist())))
-    return shown + (", ..." if len(classes) > 3 else "")
-
-
 def evaluation_images(
-    images: Dataset[tuple[Image.Image, int]],
+    images: Images,
     image_size: int,
     *,
     indices: Sequence[int] | None = None,
@@ -453,9 +190,120 @@ def evaluation_images(
     return torch.stack(pixels), torch.tensor([int(label) for _, label in pairs])
 
 
+def raw_pixels(images: Images, indices: Sequence[int], size: int = 16) -> tuple[Tensor, Tensor]:
+    """Return images as flat vectors of their pixels: the floor that features must beat.
+
+    Args:
+        images: of (RGB image, label) pairs.
+        indices: which images.
+        size: pixels of a side after resizing.
+
+    Returns:
+        ``(n, 3 * size * size)`` float32 in [-0.5, 0.5], and ``(n,)`` labels.
+    """
+    pixels, labels = evaluation_images(images, size, indices=indices, crop=False)
+    return pixels.flatten(1).float() / 255 - 0.5, labels
+
+
+def balanced_indices(labels: Sequence[int] | Tensor, limit: int) -> list[int]:
+    """Choose at most ``limit`` images, as evenly over the classes as they allow, in a fixed way.
+
+    >>> balanced_indices([0, 0, 0, 1, 1, 1], limit=4)
+    [0, 1, 3, 4]
+    """
+    seen: dict[int, int] = {}
+    turns = []
+    for index, label in enumerate(torch.as_tensor(labels).tolist()):
+        seen[label] = seen.get(label, 0) + 1
+        turns.append((seen[label], index))
+    return sorted(index for _, index in sorted(turns)[:limit])
+
+
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Return the share of predictions that are right, wherever the two tensors lie."""
     return float((predicted == labels.to(predicted.device)).double().mean())
+
+
+def generator_of(seed: int, *parts: int | str) -> torch.Generator:
+    """Return a generator on the CPU for one purpose, the same each time."""
+    return torch.Generator().manual_seed(derive_seed(seed, *parts))
+
+
+# --- What is refused
+
+
+def check_labelled(name: str, features: Tensor, labels: Tensor) -> None:
+    """Refuse features and labels that no classifier should be given.
+
+    >>> check_labelled("train_", torch.zeros(2, 8), torch.tensor([0, 1]))
+
+    Args:
+        name: what the arguments' names begin with, for the message.
+        features: ``(n, D)``.
+        labels: ``(n,)``, whole numbers.
+
+    Raises:
+        ValueError: empty, misshapen or non-finite features, or labels that are none.
+    """
+    if features.ndim != 2 or labels.shape != features.shape[:1] or not features.numel():
+        raise ValueError(
+            f"{name}features must be (n, D) with n >= 1 labels; got "
+            f"{tuple(features.shape)} and {tuple(labels.shape)}."
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"{name}labels must be whole numbers, one class per image; got {labels.dtype}."
+        )
+    # In parts, so that a large bank does not need a second array of its size.
+    finite = torch.stack([torch.isfinite(part).all() for part in features.split(65_536)]).all()
+    if not finite:
+        raise ValueError(f"{name}features hold NaN or infinite numbers; has training diverged?")
+
+
+def check_classifiable(features: Tensor, width: int) -> None:
+    """Refuse features that a classifier of features of this width cannot take.
+
+    Raises:
+        ValueError: says what came.
+    """
+    if features.ndim != 2 or features.shape[1] != width or not len(features):
+        raise ValueError(
+            f"the classifier was fitted on features of width {width} and takes (B, {width}) with "
+            f"B >= 1; got {tuple(features.shape)}."
+        )
+    if not torch.isfinite(features).all():
+        raise ValueError(
+            "the features to classify hold NaN or infinite numbers; has training diverged?"
+        )
+
+
+def check_split(
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
+) -> None:
+    """Refuse training and test features that do not belong together.
+
+    Raises:
+        ValueError: what `check_labelled` refuses, other widths, or no class in common.
+    """
+    check_labelled("train_", train_features, train_labels)
+    check_labelled("test_", test_features, test_labels)
+    widths = train_features.shape[1], test_features.shape[1]
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"training features have {widths[0]} dimensions and test features {widths[1]}; both "
+            "must be of one backbone."
+        )
+    here, there = train_labels.unique().cpu(), test_labels.unique().cpu()
+    if not torch.isin(there, here).any():
+        raise ValueError(
+            f"the labels have no class in common: {_first(here)} in training and {_first(there)} "
+            "in the test. Are both numbered alike? For new classes use few_shot."
+        )
+
+
+def _first(classes: Tensor) -> str:
+    shown = ", ".join(map(str, cast(list[int], classes[:3].tolist())))
+    return shown + (", ..." if len(classes) > 3 else "")
 
 
 def check_pixels(images: Tensor, labels: Tensor | None = None) -> None:
@@ -476,6 +324,148 @@ def check_pixels(images: Tensor, labels: Tensor | None = None) -> None:
         )
 
 
-def generator_of(seed: int, *parts: int | str) -> torch.Generator:
-    """Return a generator on the CPU for one purpose, the same each time."""
-    return torch.Generator().manual_seed(derive_seed(seed, *parts))
+# --- The cache
+
+_SAMPLE = 64
+"""Images by which a data set without a fingerprint is known."""
+
+
+def cache_file(
+    folder: Path,
+    backbone: nn.Module,
+    images: Any,
+    indices: Sequence[int] | None,
+    settings: tuple[object, ...],
+) -> Path:
+    """Return where the features of this backbone and these images lie; makes the folder.
+
+    Args:
+        folder: for all caches.
+        backbone: known by its weights and buffers, its classes and their plain attributes.
+        images: known by its ``fingerprint``, else its ``labels`` and a sample of the images.
+        indices: of the chosen images; None is all.
+        settings: plain values that the features depend on besides.
+
+    Raises:
+        ValueError: a data set with neither a fingerprint nor labels.
+        OSError: a folder that cannot be made.
+    """
+    digest = hashlib.sha256(repr(settings).encode())
+    _add_data(digest, images, indices)
+    _add_backbone(digest, backbone)
+    folder = folder.expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"features-{digest.hexdigest()[:32]}.safetensors"
+
+
+def _read_cache(path: Path, count: int) -> tuple[Tensor, Tensor] | None:
+    """Return features and labels of so many images; None, and a warning, if they are damaged."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            features, labels = file.get_tensor("features"), file.get_tensor("labels")
+            checksum = (file.metadata() or {}).get("sha256")
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # safetensors has an exception of its own
+        problem = str(error)
+    else:
+        if checksum == _checksum(features, labels) and len(features) == len(labels) == count:
+            return features, labels
+        problem = "its checksum does not match"
+    warnings.warn(
+        f"the cached features in {path} are damaged ({problem}); they are computed anew.",
+        UserWarning,
+        stacklevel=4,  # the caller of extract_features, through torch.no_grad
+    )
+    return None
+
+
+def _write_cache(path: Path, features: Tensor, labels: Tensor) -> None:
+    """Keep features and labels; a file that cannot be written is warned of, and nothing lost."""
+    from safetensors.torch import save
+
+    # Its own name for each process: several may compute the same features at once.
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    tensors = {"features": features.contiguous(), "labels": labels.contiguous()}
+    try:
+        write_durably(save(tensors, metadata={"sha256": _checksum(features, labels)}), own)
+        own.replace(path)
+    except OSError as error:
+        warnings.warn(
+            f"the features could not be kept in {path} ({error.strerror}); they are returned all "
+            "the same.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _checksum(features: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256(repr((features.dtype, features.shape)).encode())
+    digest.update(_bytes(features))
+    digest.update(_bytes(labels))
+    return digest.hexdigest()
+
+
+def _add_backbone(digest: Any, backbone: nn.Module) -> None:
+    """Add weights and buffers, and the form: the number of heads is no weight, nor is an epsilon.
+
+    Buffers that are not in the state dict count as well. Code is not looked at.
+    """
+    for name, module in backbone.named_modules():
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        digest.update(repr((name, kind, *_plain_attributes(module))).encode())
+    for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(_bytes(tensor))
+
+
+def _plain_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, value in sorted(vars(module).items()):
+        parts = value if isinstance(value, (tuple, list)) else (value,)
+        plain = all(isinstance(part, (bool, int, float, str, type(None))) for part in parts)
+        # Features are computed in evaluation mode, whatever the mode is now.
+        if plain and name != "training" and not name.startswith("_"):
+            yield name, value
+
+
+def _add_data(digest: Any, images: Any, indices: Sequence[int] | None) -> None:
+    chosen = list(range(len(images))) if indices is None else [int(i) for i in indices]
+    while isinstance(images, Subset):
+        chosen = [int(images.indices[i]) for i in chosen]
+        images = images.dataset
+    digest.update(np.asarray(chosen, dtype="<i8").tobytes())
+    fingerprint = getattr(images, "fingerprint", None)
+    if isinstance(fingerprint, str):
+        digest.update(f"fingerprint {fingerprint}".encode())
+        return
+    labels = getattr(images, "labels", None)
+    numbers = None if labels is None or callable(labels) else np.asarray(labels)
+    if numbers is None or numbers.dtype.kind not in "biu":
+        raise ValueError(
+            f"the features of a {type(images).__name__} cannot be cached: it has neither a "
+            "fingerprint (a string that changes with the images) nor labels (an array of whole "
+            "numbers), so nothing would tell it from another data set. Give it one, or leave out "
+            "cache."
+        )
+    digest.update(np.ascontiguousarray(numbers, dtype="<i8").tobytes())
+    for position in np.unique(np.linspace(0, len(chosen) - 1, _SAMPLE).round().astype(int)):
+        content = _content(images, chosen[position])
+        digest.update(repr(len(content)).encode())
+        digest.update(content)
+
+
+def _content(images: Any, index: int) -> bytes:
+    encoded = getattr(images, "encoded", None)
+    if encoded is None:
+        image = images[index][0]
+        return repr((image.mode, image.size)).encode() + bytes(image.tobytes())
+    try:
+        return bytes(encoded(index))
+    except DamagedImageError as error:  # which one stands in for it follows from the others
+        return str(error).encode()

@@ -125,7 +125,7 @@ def teacher_entropy(probabilities: Tensor) -> Tensor:
             distributions.
     """
     _check_probabilities(probabilities)
-    return _entropy(probabilities.float()).mean()
+    return entropy(probabilities.float()).mean()
 
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ def kl_to_uniform(probabilities: Tensor) -> Tensor:
         ValueError: as for `teacher_entropy`.
     """
     _check_probabilities(probabilities)
-    return math.log(probabilities.shape[-1]) - _entropy(probabilities.float()).mean()
+    return math.log(probabilities.shape[-1]) - entropy(probabilities.float()).mean()
 
 
 @torch.no_grad()
@@ -171,7 +171,7 @@ def prototype_usage(probabilities: Tensor) -> PrototypeUsage:
     _check_probabilities(probabilities)
     p = probabilities.float()
     first = torch.zeros(p.shape[1], device=p.device).index_fill_(0, p.argmax(dim=1), 1.0)
-    return PrototypeUsage(first.mean(), _entropy(p.mean(dim=0)).exp() / p.shape[1])
+    return PrototypeUsage(first.mean(), entropy(p.mean(dim=0)).exp() / p.shape[1])
 
 
 @torch.no_grad()
@@ -245,9 +245,10 @@ def _as_floats(features: Tensor, centre: bool) -> Tensor:
     return x - x.mean(dim=0) if centre else x
 
 
-def _entropy(p: Tensor) -> Tensor:
-    entropy: Tensor = -torch.special.xlogy(p, p).sum(dim=-1)
-    return entropy
+def entropy(shares: Tensor) -> Tensor:
+    """Return the entropy in nats of distributions ``(..., K)``, over the last dimension."""
+    found: Tensor = torch.special.entr(shares).sum(dim=-1)
+    return found
 
 
 def _check(name: str, features: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Evaluates a backbone on a fixed choice of a job's images."""
+"""What a run measures of itself while it trains, and the attention that it keeps."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskdistill.data import normalize, resize_for_evaluation
+from maskdistill.data.crops import normalize
 from maskdistill.data.writing import write_durably
-from maskdistill.evaluation import (
-    AttentionJaccard,
-    attention_jaccard,
+from maskdistill.evaluation.attention import HeadScores, attention_jaccard
+from maskdistill.evaluation.features import (
     balanced_indices,
-    effective_rank,
-    evaluating,
+    evaluation_images,
     extract_features,
-    knn_accuracies,
-    knn_accuracy,
     raw_pixels,
 )
+from maskdistill.evaluation.health import effective_rank
+from maskdistill.evaluation.knn import knn_accuracies, knn_accuracy
 from maskdistill.models import MaskedViT
+from maskdistill.models.probing import evaluating
 
 SHOWN = 10
-"""Images whose attention is drawn."""
+"""Images whose attention is shown."""
 SNAPSHOTS = "attention"
 """The folder in a run's folder that keeps their attention over training."""
 
@@ -58,12 +57,28 @@ class JobImages:
     val_masks: NDArray[np.bool_] | None
     note: str
 
+    def balanced(self, train: int, val: int) -> dict[str, list[int]]:
+        """Choose at most so many images of ``"train"`` and ``"val"``, evenly over the classes."""
+        return {
+            "train": balanced_indices(torch.from_numpy(self.train_labels), train),
+            "val": balanced_indices(torch.from_numpy(self.val_labels), val),
+        }
 
-class _Sharing(Protocol):
-    """How several processes share the images; ``training.Agreement`` does."""
+    def whole(self, rows: Sequence[int], size: int) -> Tensor:
+        """Return validation images as the masks show them, uncropped: ``(n, 3, S, S)`` uint8."""
+        return evaluation_images(self.val, size, indices=rows, crop=False)[0]
 
-    def share(self, items: Sequence[int]) -> list[int]: ...
-    def join(self, rows: Tensor, count: int) -> Tensor: ...
+
+class Sharing(Protocol):
+    """How several processes share the images; ``training.distributed.Agreement`` does."""
+
+    def share(self, items: Sequence[int]) -> list[int]:
+        """Return this process's share of some work."""
+        ...
+
+    def join(self, rows: Tensor, count: int) -> Tensor:
+        """Return the rows that all processes made of their shares, in the order of the work."""
+        ...
 
 
 class Judge:
@@ -85,14 +100,17 @@ class Judge:
         *,
         knn_train: int,
         knn_val: int,
-        agreement: _Sharing | None = None,
+        agreement: Sharing | None = None,
     ) -> None:
         self._agreement = agreement
         self.size = image_size
         self.images = images
-        self.train_indices = balanced_indices(torch.from_numpy(images.train_labels), knn_train)
-        self.val_indices = balanced_indices(torch.from_numpy(images.val_labels), knn_val)
-        self.shown = self._distinct_images()
+        self.rows = images.balanced(knn_train, knn_val)
+        # One image of each of as many classes as are shown, then any.
+        first: dict[int, int] = {}
+        for row in self.rows["val"]:
+            first.setdefault(int(images.val_labels[row]), row)
+        self.shown = list(dict.fromkeys([*first.values(), *self.rows["val"]]))[:SHOWN]
 
     def evaluate(self, vit: MaskedViT) -> dict[str, float]:
         """Return what the features are worth.
@@ -101,32 +119,27 @@ class Judge:
             ``knn``, the accuracy with 20 neighbours; ``knn_10``, ``knn_100`` and ``knn_200``; and
             ``effective_rank``, RankMe of the validation images' features.
         """
-        train = self._features(vit, self.images.train, self.train_indices)
-        val = self._features(vit, self.images.val, self.val_indices)
-        accuracy = knn_accuracies(*train, *val, ks=(20, 10, 100, 200))
+        val = self._features(vit, "val")
+        accuracy = knn_accuracies(*self._features(vit, "train"), *val, ks=(20, 10, 100, 200))
         values = {"knn" if k == 20 else f"knn_{k}": share for k, share in accuracy.items()}
         return {**values, "effective_rank": float(effective_rank(val[0].float()))}
 
-    def knn(self, vit: MaskedViT) -> float:
-        """Return the accuracy with 20 neighbours alone."""
-        return self.evaluate(vit)["knn"]
-
-    def _features(
-        self, vit: MaskedViT, images: Dataset[tuple[Image.Image, int]], indices: list[int]
-    ) -> tuple[Tensor, Tensor]:
+    def _features(self, vit: MaskedViT, split: str) -> tuple[Tensor, Tensor]:
+        images, rows = getattr(self.images, split), self.rows[split]
         if self._agreement is None:
-            return extract_features(vit, images, self.size, indices=indices)
-        own = self._agreement.share(indices)
+            return extract_features(vit, images, self.size, indices=rows)
+        own = self._agreement.share(rows)
         features, labels = extract_features(vit, images, self.size, indices=own)
-        join, count = self._agreement.join, len(indices)
-        return join(features, count), join(labels, count)
+        join = self._agreement.join
+        return join(features, len(rows)), join(labels, len(rows))
 
     def start(self, vit: MaskedViT) -> tuple[dict[str, Any], Tensor | None]:
         """Return what training has to beat, and the attention to the shown images."""
-        pixels = (
-            *raw_pixels(self.images.train, self.train_indices),
-            *raw_pixels(self.images.val, self.val_indices),
-        )
+        pixels = [
+            part
+            for split, rows in self.rows.items()
+            for part in raw_pixels(getattr(self.images, split), rows)
+        ]
         found = self.evaluate(vit)
         values: dict[str, Any] = {
             "knn_random_init": found["knn"],
@@ -140,58 +153,42 @@ class Judge:
 
     def end(self, vit: MaskedViT) -> tuple[dict[str, Any], Tensor | None]:
         """Return what training achieved beside k-NN, and the attention to the shown images."""
-        values: dict[str, Any] = {}
         jaccard = self.jaccard(vit)
-        if jaccard is not None:
-            values["attention_jaccard"] = jaccard._asdict()
+        values = {} if jaccard is None else {"attention_jaccard": jaccard._asdict()}
         return values, self.attention(vit)
 
-    def jaccard(self, vit: MaskedViT) -> AttentionJaccard | None:
+    def jaccard(self, vit: MaskedViT) -> HeadScores | None:
         """Compare the attention with the object masks, where the images have them."""
         if self.images.val_masks is None:
             return None
-        try:
-            with evaluating(vit):
-                maps = [
-                    vit.attention(self._inputs(part, vit))
-                    for part in torch.tensor(self.val_indices).split(256)
-                ]
-        except ValueError:  # a model without a class token
+        attention = self._attention(vit, self.rows["val"])
+        if attention is None:
             return None
-        masks = torch.from_numpy(self.images.val_masks[self.val_indices])
-        grid = vit.grid(self.size, self.size)
-        return attention_jaccard(torch.cat(maps).cpu(), masks, grid)
+        masks = torch.from_numpy(self.images.val_masks[self.rows["val"]])
+        return attention_jaccard(attention, masks, vit.grid(self.size, self.size))
 
     def attention(self, vit: MaskedViT) -> Tensor | None:
         """Return the attention to the shown images, ``(n, heads, N)``, if the model has any."""
+        return self._attention(vit, self.shown)
+
+    def _attention(self, vit: MaskedViT, rows: Sequence[int]) -> Tensor | None:
+        device = next(vit.parameters()).device
         try:
             with evaluating(vit):
-                return vit.attention(self._inputs(self.shown, vit)).cpu()
-        except ValueError:
+                maps = [
+                    vit.attention(normalize(self.pixels(rows[first : first + 256]).to(device)))
+                    for first in range(0, len(rows), 256)
+                ]
+        except ValueError:  # a model without a class token
             return None
+        return torch.cat(maps).cpu()
 
-    def _inputs(self, indices: Sequence[int] | Tensor, vit: MaskedViT) -> Tensor:
-        # The whole image, not its centre: the object masks are of the whole image.
-        pixels = self.pixels(indices)
-        return normalize(pixels.to(next(vit.parameters()).device))
+    def pixels(self, rows: Sequence[int]) -> Tensor:
+        """Return whole validation images, as the masks show them: ``(n, 3, size, size)`` uint8."""
+        return self.images.whole(rows, self.size)
 
-    def pixels(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Return whole images, ``(n, 3, size, size)`` uint8."""
-        return torch.stack(
-            [
-                resize_for_evaluation(self.images.val[int(i)][0], self.size, crop=False)
-                for i in indices
-            ]
-        )
 
-    def _distinct_images(self) -> list[int]:
-        """Choose the shown images, one of each of as many classes as are shown."""
-        first: dict[int, int] = {}
-        for index in self.val_indices:
-            first.setdefault(int(self.images.val_labels[index]), index)
-        chosen = list(first.values())
-        chosen += [index for index in self.val_indices if index not in chosen]
-        return chosen[:SHOWN]
+# --- The attention over training
 
 
 def save_attention(out: Path, step: int, attention: Tensor, pixels: Tensor) -> None:

@@ -1,161 +1,23 @@
-"""Classifiers of features, as functions: fitted once, on clean images, then asked of any others."""
+"""Linear probes, logistic regression and few-shot episodes on features."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskdistill.evaluation.features import check_labelled, check_split
-
-Classifier: TypeAlias = Callable[[Tensor], Tensor]
-"""From features ``(B, D)`` to predicted labels ``(B,)``."""
-
-
-def knn_classifier(
-    train_features: Tensor,
-    train_labels: Tensor,
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-    chunk: int = 1024,
-) -> Classifier:
-    """Return DINO's weighted k-NN classifier as a function of features.
-
-    >>> classify = knn_classifier(torch.eye(3), torch.tensor([5, 7, 9]), k=1)
-    >>> classify(torch.tensor([[0.1, 0.9, 0.0]]))
-    tensor([7])
-
-    The same votes as `knn_accuracy` (Wu et al., 2018; Caron et al., 2021).
-
-    Args:
-        train_features: ``(n, D)``, of clean images.
-        train_labels: ``(n,)`` int64, any numbers.
-        k: neighbours; at most n are used.
-        temperature: of the weights exp(similarity / temperature).
-        chunk: images at a time, which bounds the memory.
-
-    Returns:
-        A function ``(B, D) -> (B,)``, which works on the device of ``train_features``.
-
-    Raises:
-        ValueError: empty, misshapen or non-finite features, or k or temperature out of range.
-    """
-    _check_training(train_features, train_labels)
-    if k < 1 or not temperature > 0:
-        raise ValueError(
-            f"k must be an int >= 1 and temperature positive; got k={k!r} and "
-            f"temperature={temperature!r}."
-        )
-    k = min(k, len(train_features))
-    bank = F.normalize(train_features.float(), dim=1)
-    classes, positions = train_labels.to(bank.device).unique(return_inverse=True)
-
-    @torch.no_grad()
-    def classify(features: Tensor) -> Tensor:
-        found = []
-        for part in _checked(features, bank).split(chunk):
-            similarity, nearest = (F.normalize(part, dim=1) @ bank.T).topk(k, dim=1)
-            # Relative to the nearest, so that no temperature overflows.
-            weight = ((similarity - similarity[:, :1]) / temperature).exp()
-            votes = torch.zeros(len(part), len(classes), device=bank.device)
-            votes.scatter_add_(1, positions[nearest], weight)
-            found.append(classes[votes.argmax(dim=1)])
-        return torch.cat(found)
-
-    return classify
-
-
-def linear_classifier(
-    train_features: Tensor, train_labels: Tensor, *, inverse_penalty: float = 1.0
-) -> Classifier:
-    """Return scikit-learn's logistic regression on standardised features, as a function.
-
-    >>> features, labels = torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 3, 3])
-    >>> linear_classifier(features, labels)(torch.tensor([[0.5], [6.0]]))
-    tensor([0, 3])
-
-    For a head that is trained already, write the function yourself:
-    ``lambda features: head(features).argmax(dim=1)``.
-
-    Args:
-        train_features: ``(n, D)``, of clean images; standardised by their own mean and deviation,
-            as are later the features that are classified.
-        train_labels: ``(n,)`` int64, any numbers, of at least two classes.
-        inverse_penalty: scikit-learn's ``C``, positive.
-
-    Returns:
-        A function ``(B, D) -> (B,)``, which works on the device of ``train_features``.
-
-    Raises:
-        ImportError: scikit-learn is not installed.
-        ValueError: empty, misshapen or non-finite features, one class alone, or a penalty out of
-            range.
-    """
-    _check_training(train_features, train_labels)
-    if not inverse_penalty > 0:
-        raise ValueError(f"inverse_penalty must be positive; got {inverse_penalty!r}.")
-    if len(train_labels.unique()) < 2:
-        raise ValueError("a linear classifier needs at least two classes; all labels are the same.")
-    try:
-        from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError(
-            "linear_classifier needs scikit-learn: pip install 'maskdistill[eval]'."
-        ) from error
-    train = train_features.detach().double()
-    deviation, mean = torch.std_mean(train, dim=0, correction=0)
-    deviation = deviation.clamp_min(1e-12)  # a constant feature says nothing, and breaks nothing
-    model = LogisticRegression(C=inverse_penalty, max_iter=5000)
-    model.fit(((train - mean) / deviation).cpu().numpy(), train_labels.cpu().numpy())
-    weight, bias = (
-        torch.as_tensor(values, dtype=torch.float64, device=train.device)
-        for values in (model.coef_, model.intercept_)
-    )
-    if len(weight) == 1:  # of two classes scikit-learn keeps the second one's score alone
-        weight, bias = torch.cat([-weight, weight]), torch.cat([-bias, bias])
-    weight = weight / deviation
-    bias = bias - weight @ mean
-    classes = torch.as_tensor(model.classes_, device=train.device)
-
-    @torch.no_grad()
-    def classify(features: Tensor) -> Tensor:
-        scores = F.linear(_checked(features, train).double(), weight, bias)
-        return classes[scores.argmax(dim=1)]
-
-    return classify
-
-
-def _check_training(features: Tensor, labels: Tensor) -> None:
-    if features.ndim != 2 or labels.ndim != 1 or len(features) != len(labels) or not len(labels):
-        raise ValueError(
-            f"train_features must be (n, D) with n >= 1 labels (n,); got {tuple(features.shape)} "
-            f"and {tuple(labels.shape)}."
-        )
-    if not torch.isfinite(features).all():
-        raise ValueError("train_features hold NaN or infinite numbers; has training diverged?")
-
-
-def _checked(features: Tensor, trained_on: Tensor) -> Tensor:
-    """Return features to classify as float32 on the classifier's device."""
-    width = trained_on.shape[1]
-    if features.ndim != 2 or features.shape[1] != width or not len(features):
-        raise ValueError(
-            f"the classifier was fitted on features of width {width} and takes (B, {width}) with "
-            f"B >= 1; got {tuple(features.shape)}."
-        )
-    if not torch.isfinite(features).all():
-        raise ValueError(
-            "the features to classify hold NaN or infinite numbers; has training diverged?"
-        )
-    return features.to(trained_on.device, torch.float32)
-
+from maskdistill.evaluation.features import (
+    Classifier,
+    check_classifiable,
+    check_labelled,
+    check_split,
+)
 
 LEARNING_RATES = tuple(10 ** (-3 + i / 3) for i in range(13))
 """From 0.001 to 10, three per decade; for a batch of 256, as in DINO."""
@@ -186,10 +48,12 @@ class LinearClassifier:
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:
-        """Return the labels, ``(n,)``, of features ``(n, D)``."""
+        """Return the labels, ``(n,)``, of features ``(n, D)``; refuses other widths and NaN."""
+        check_classifiable(features, self.weight.shape[1])
         parts = features.to(self.weight.device).split(_PART)
-        rows = [F.linear(part.float(), self.weight, self.bias).argmax(dim=1) for part in parts]
-        return self.classes[torch.cat(rows)]
+        own = self.weight.dtype
+        scores = (F.linear(part.to(own), self.weight, self.bias) for part in parts)
+        return self.classes[torch.cat([part.argmax(dim=1) for part in scores])]
 
     def accuracy_on(self, features: Tensor, labels: Tensor) -> float:
         """Return the share of features ``(n, D)`` that get their labels ``(n,)``."""
@@ -479,29 +343,15 @@ def logistic_regression(
         ImportError: without scikit-learn.
         ValueError: bad features or labels, fewer than two classes, or settings out of range.
     """
-    try:
-        from sklearn import linear_model
-    except ImportError as error:
-        raise ImportError(
-            "logistic_regression needs scikit-learn: pip install 'maskdistill[eval]'."
-        ) from error
     check_split(train_features, train_labels, test_features, test_labels)
-    if not cs or not all(0 < c < math.inf for c in cs):
-        raise ValueError(f"cs must be numbers above 0, at least one; got {list(cs)}.")
+    _check_penalties("cs", cs)
     classes, targets = (tensor.cpu() for tensor in _numbered(train_labels))
     held_out = _held_out(targets, holdout, seed)
     features = train_features.cpu().double()
 
     def fit(rows: Tensor, c: float) -> LinearClassifier:
-        shift, scale = _standardisation(features[rows], standardise)
-        model = linear_model.LogisticRegression(C=c, max_iter=max_iter)
-        # Of a class that is held out whole there is nothing to fit; none is.
-        model.fit(((features[rows] - shift) * scale).numpy(), targets[rows].numpy())
-        weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
-        if len(classes) == 2:  # one row there, for the second class
-            weight, bias = (torch.cat([torch.zeros_like(t), t]) for t in (weight, bias))
-        weight = weight * scale
-        return LinearClassifier(weight.float(), (bias - weight @ shift).float(), classes)
+        weight, bias = _logistic_fit(features[rows], targets[rows], c, standardise, max_iter)
+        return LinearClassifier(weight.float(), bias.float(), classes)
 
     labels = classes[targets]
     accuracies = [fit(~held_out, c).accuracy_on(features[held_out], labels[held_out]) for c in cs]
@@ -516,6 +366,77 @@ def logistic_regression(
     )
 
 
+def linear_classifier(
+    train_features: Tensor, train_labels: Tensor, *, inverse_penalty: float = 1.0
+) -> Classifier:
+    """Return a logistic regression of one fixed penalty as a function of features.
+
+    >>> features, labels = torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 3, 3])
+    >>> linear_classifier(features, labels)(torch.tensor([[0.5], [6.0]]))
+    tensor([0, 3])
+
+    For a head that is trained already, write the function yourself:
+    ``lambda features: head(features).argmax(dim=1)``.
+
+    Args:
+        train_features: ``(n, D)``, of clean images; standardised as in `linear_probe`.
+        train_labels: ``(n,)``, any whole numbers, of at least two classes.
+        inverse_penalty: scikit-learn's ``C``, positive.
+
+    Returns:
+        A function ``(B, D) -> (B,)``, which works on the device of ``train_features``.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: empty, misshapen or non-finite features, one class alone, or a penalty out of
+            range.
+    """
+    check_labelled("train_", train_features, train_labels)
+    _check_penalties("inverse_penalty", (inverse_penalty,))
+    classes, targets = (tensor.cpu() for tensor in _numbered(train_labels))
+    features = train_features.detach().cpu().double()
+    weight, bias = _logistic_fit(features, targets, inverse_penalty, True, 5000)
+    device = train_features.device
+    # In float64, for features whose spread is small against their mean.
+    return LinearClassifier(weight.to(device), bias.to(device), classes.to(device)).predict
+
+
+def _check_penalties(name: str, values: Sequence[float]) -> None:
+    if not values or not all(0 < value < math.inf for value in values):
+        raise ValueError(f"{name} must be numbers above 0, at least one; got {list(values)}.")
+
+
+def _logistic_model(**settings: Any) -> Any:
+    """Return scikit-learn's logistic regression, not fitted."""
+    try:
+        from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(
+            "logistic regression needs scikit-learn: pip install 'maskdistill[eval]'."
+        ) from error
+    return LogisticRegression(**settings)
+
+
+def _logistic_fit(
+    features: Tensor, targets: Tensor, c: float, standardise: bool, max_iter: int
+) -> tuple[Tensor, Tensor]:
+    """Fit to float64 features and targets 0, 1, ... on the CPU: ``(C, D)`` weights, ``(C,)`` bias.
+
+    The standardisation is in the weights.
+    """
+    shift, scale = _standardisation(features, standardise)
+    model = _logistic_model(C=c, max_iter=max_iter)
+    model.fit(((features - shift) * scale).numpy(), targets.numpy())
+    weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+    if len(weight) == 1:  # of two classes scikit-learn keeps the second one's score alone
+        weight, bias = (torch.cat([torch.zeros_like(t), t]) for t in (weight, bias))
+    weight = weight * scale
+    return weight, bias - weight @ shift
+
+
+# --- Few-shot
+
+
 RAVI_TEST_CLASSES = (
     "n01930112", "n01981276", "n02099601", "n02110063", "n02110341", "n02116738", "n02129165",
     "n02219486", "n02443484", "n02871525", "n03127925", "n03146219", "n03272010", "n03544143",
@@ -523,7 +444,7 @@ RAVI_TEST_CLASSES = (
 )  # fmt: skip
 """WordNet ids of mini-ImageNet's 20 test classes in the split of Ravi & Larochelle (2017)."""
 
-_TOGETHER = 100  # episodes; a constant, so that what is drawn depends on the seed alone
+_TOGETHER = 100  # episodes; a constant, so that the episodes depend on the seed alone
 
 
 class FewShot(NamedTuple):
@@ -561,10 +482,10 @@ def few_shot(
     >>> few_shot(features, torch.arange(120) // 20, episodes=10).accuracy
     1.0
 
-    An episode draws ``ways`` classes, and of each ``shots`` images to learn from and ``queries``
-    others to classify (Vinyals et al., 2016). Features are L2-normalised; ``"centroid"`` takes the
-    class whose mean is nearest (SimpleShot, Wang et al., 2019), ``"logistic"`` scikit-learn's
-    logistic regression with its C of 1 (Tian et al., 2020).
+    An episode takes ``ways`` random classes, and of each ``shots`` images to learn from and
+    ``queries`` others to classify (Vinyals et al., 2016). Features are L2-normalised;
+    ``"centroid"`` takes the class whose mean is nearest (SimpleShot, Wang et al., 2019),
+    ``"logistic"`` scikit-learn's logistic regression with its C of 1 (Tian et al., 2020).
 
     Args:
         features: ``(n, D)``.
@@ -603,7 +524,7 @@ def few_shot(
     shift = 0 if center is None else center.to(features.device).float()
     found = []
     for first in range(0, episodes, _TOGETHER):
-        chosen = _draw(rows, counts, ways, shots + queries, generator)[: episodes - first]
+        chosen = _episodes(rows, counts, ways, shots + queries, generator)[: episodes - first]
         x = F.normalize(features[chosen.to(features.device)].float() - shift, dim=-1)
         predicted = classify(x[:, :, :shots], x[:, :, shots:])
         own = torch.arange(ways, device=x.device).view(1, -1, 1)
@@ -663,10 +584,10 @@ def _check_enough(counts: Tensor, labels: Tensor, ways: int, shots: int, queries
         )
 
 
-def _draw(
+def _episodes(
     rows: Tensor, counts: Tensor, ways: int, images: int, generator: torch.Generator
 ) -> Tensor:
-    """Draw the rows of some episodes, ``(episodes, ways, images)``, none twice in an episode."""
+    """Choose the rows of some episodes, ``(episodes, ways, images)``, none twice in an episode."""
     classes = torch.rand(_TOGETHER, len(counts), generator=generator).topk(ways, dim=1).indices
     keys = torch.rand(_TOGETHER, ways, rows.shape[1], generator=generator)
     keys[torch.arange(rows.shape[1]) >= counts[classes][..., None]] = -1  # what fills up
@@ -682,17 +603,11 @@ def _nearest_centroid(support: Tensor, query: Tensor) -> Tensor:
 
 
 def _logistic(support: Tensor, query: Tensor) -> Tensor:
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError(
-            "few_shot's logistic classifier needs scikit-learn: pip install 'maskdistill[eval]'."
-        ) from error
     ways, shots, width = support.shape[1:]
     targets = torch.arange(ways).repeat_interleave(shots).numpy()
     predicted = [
         torch.from_numpy(
-            LogisticRegression(max_iter=1000)
+            _logistic_model(max_iter=1000)
             .fit(known.reshape(-1, width).numpy(), targets)
             .predict(unknown.reshape(-1, width).numpy())
         ).view(ways, -1)

@@ -1,4 +1,4 @@
-"""Accuracy when patches are hidden: how much of the image the features need.
+"""What is left of the accuracy and of the attention when images are occluded or shuffled.
 
 The classifier is fitted on clean images and never again. What is hidden from image *i* depends on
 the seed and on *i* alone, not on the batch size or the device.
@@ -18,8 +18,7 @@ from torch import Tensor
 from maskdistill.data import normalize
 from maskdistill.data.crops import MEAN
 from maskdistill.evaluation.attention import keep_mass
-from maskdistill.evaluation.features import accuracy, check_pixels, generator_of
-from maskdistill.evaluation.probes import Classifier
+from maskdistill.evaluation.features import Classifier, accuracy, check_pixels, generator_of
 from maskdistill.masking import AttentionGuidedMasker, Masker, RandomMasker
 from maskdistill.masking.mask import PatchMask, check_mask
 from maskdistill.masking.ratios import rounded_down
@@ -61,7 +60,6 @@ class OcclusionCurve(NamedTuple):
     retention: tuple[float, ...]
 
 
-@torch.no_grad()
 def attention_maps(vit: MaskedViT, images: Tensor, *, batch_size: int = 256) -> Tensor:
     """Return the last attention averaged over heads: what ``"salient"`` is measured by.
 
@@ -76,11 +74,28 @@ def attention_maps(vit: MaskedViT, images: Tensor, *, batch_size: int = 256) -> 
     Raises:
         ValueError: images that are not uint8 pixels, or a model without such an attention.
     """
+    return _changed_maps(vit, images, lambda pixels, first: pixels, batch_size)
+
+
+@torch.no_grad()
+def _changed_maps(
+    vit: MaskedViT, images: Tensor, change: Callable[[Tensor, int], Tensor], batch_size: int
+) -> Tensor:
+    """Return the head-mean attention to changed images, ``(n, N)`` on the CPU."""
     check_pixels(images)
     device = next(vit.parameters()).device
+    maps = []
     with evaluating(vit):
-        maps = [vit.attention(normalize(part.to(device))) for part in images.split(batch_size)]
-    return torch.cat([part.float().mean(dim=1) for part in maps]).cpu()
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size].to(device)
+            changed = change(batch, start)
+            if changed.shape != batch.shape:
+                raise ValueError(
+                    f"the change must return pixels of the same shape, {tuple(batch.shape)}; got "
+                    f"{tuple(changed.shape)}."
+                )
+            maps.append(vit.attention(normalize(changed.to(device))).float().mean(dim=1))
+    return torch.cat(maps).cpu()
 
 
 def occlusion_mask(
@@ -92,7 +107,7 @@ def occlusion_mask(
     attention: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw which patches are hidden from each image.
+    """Draw a mask of each image: which of its patches are hidden.
 
     >>> occlusion_mask("random", 0.3, (14, 14), 8).sum(dim=1).unique()
     tensor([58])
@@ -227,23 +242,21 @@ def occluded_features(
     check_pixels(images)
     grid = vit.grid(images.shape[2], images.shape[3])
     device = next(vit.parameters()).device
-    count = None
+    dropped = None
     if masks is not None:
         check_mask(masks, len(images), grid)
-        if fill == "drop":
-            count = masks.shape[1] - _visible(vit, masks)
+        dropped = _dropped(vit, masks) if fill == "drop" else None
     features = []
     with evaluating(vit):
         for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)
             batch, mask = images[rows].to(device), None
-            if masks is not None:
-                mask = PatchMask(masks[rows].to(device), count)
-            if mask is None or fill == "drop":
-                features.append(vit.embed(normalize(batch), mask))
-                continue
-            batch = occlude(batch, mask.mask, vit.patch_size, fill, seed=seed, first=start)
-            features.append(vit.embed(normalize(batch)))
+            if masks is not None and dropped is not None:
+                mask = PatchMask(masks[rows].to(device), dropped)
+            elif masks is not None:
+                hidden = masks[rows].to(device)
+                batch = occlude(batch, hidden, vit.patch_size, fill, seed=seed, first=start)
+            features.append(vit.embed(normalize(batch), mask))
     return torch.cat(features).float()
 
 
@@ -296,11 +309,8 @@ def occlusion_curve(
     """
     check_pixels(images, labels)
     ratios = tuple(float(ratio) for ratio in ratios)
-    if (
-        len(ratios) < 2
-        or list(ratios) != sorted(set(ratios))
-        or not 0 <= ratios[0] < ratios[-1] < 1
-    ):
+    ascending = len(ratios) >= 2 and list(ratios) == sorted(set(ratios))
+    if not ascending or not 0 <= ratios[0] < ratios[-1] < 1:
         raise ValueError(
             f"ratios must be at least two, ascending, from 0 to less than 1; got {ratios}."
         )
@@ -327,23 +337,18 @@ def occlusion_curve(
                 attention=attention, generator=generator_of(seed, "occlusion", kind),
             )  # fmt: skip
             found.append(accuracy_of(masks.expand(len(images), -1)) if count else clean)
-        curves[kind] = _curve(ratios, hidden, tuple(found), clean)
+        places = torch.tensor(ratios, dtype=torch.float64)
+        area = torch.trapezoid(torch.tensor(found, dtype=torch.float64), places)
+        curves[kind] = OcclusionCurve(
+            ratios, hidden, tuple(found), clean,
+            area=float(area) / (ratios[-1] - ratios[0]),
+            retention=tuple(value / clean if clean else float("nan") for value in found),
+        )  # fmt: skip
     return curves
 
 
-def _curve(
-    ratios: tuple[float, ...], hidden: tuple[int, ...], accuracies: tuple[float, ...], clean: float
-) -> OcclusionCurve:
-    area = torch.trapezoid(
-        torch.tensor(accuracies, dtype=torch.float64), torch.tensor(ratios, dtype=torch.float64)
-    )
-    retention = tuple(value / clean if clean else float("nan") for value in accuracies)
-    span = ratios[-1] - ratios[0]
-    return OcclusionCurve(ratios, hidden, accuracies, clean, float(area) / span, retention)
-
-
-def _visible(vit: MaskedViT, masks: Tensor) -> int:
-    """Return how many patches every row shows, for a model that drops the others."""
+def _dropped(vit: MaskedViT, masks: Tensor) -> int:
+    """Return how many patches every row hides, for a model that drops them."""
     if vit.apply_mask != "drop":
         raise ValueError(
             f"fill='drop' needs a model that drops tokens, but this one has apply="
@@ -356,7 +361,7 @@ def _visible(vit: MaskedViT, masks: Tensor) -> int:
             "dropping tokens needs rows that show the same number of patches, at least one; these "
             f"show from {least} to {most}."
         )
-    return least
+    return masks.shape[1] - least
 
 
 @functools.cache  # moving it to an accelerator for every batch would make the host wait
@@ -430,14 +435,9 @@ def shuffle_curve(
         _check_pieces(images, count)
     found = {}
     for count in sorted({1, *pieces}):
-        generator = generator_of(seed, "shuffle", count)
-        order = torch.rand(len(images), count**2, generator=generator).argsort(dim=1)
-        parts = zip(images.split(batch_size), order.split(batch_size), strict=True)
-        features = [
-            occluded_features(vit, _reordered(part, rows.to(part.device)), batch_size=batch_size)
-            for part, rows in parts
-        ]
-        found[count] = accuracy(classify(torch.cat(features)), labels)
+        shuffled = shuffle_patches(images, count, generator=generator_of(seed, "shuffle", count))
+        features = occluded_features(vit, shuffled, batch_size=batch_size)
+        found[count] = accuracy(classify(features), labels)
     return found
 
 
@@ -535,9 +535,9 @@ def attention_stability(
 ) -> AttentionStability:
     """Compare the attention to images with that to the same images changed in any way.
 
-    >>> def noisy(pixels, first):
-    ...     return corrupt(pixels, "gaussian_noise", 3, first=first)
-    >>> attention_stability(vit, images, noisy).cosine  # doctest: +SKIP
+    >>> def darker(pixels, first):
+    ...     return 0.5 * pixels
+    >>> attention_stability(vit, images, darker).cosine  # doctest: +SKIP
     0.93
 
     Args:
@@ -552,9 +552,9 @@ def attention_stability(
     Raises:
         ValueError: images that are not uint8 pixels, or a model without such an attention.
     """
-    check_pixels(images)
     clean = attention_maps(vit, images, batch_size=batch_size)
-    return compare_attention(clean, _changed(vit, images, change, batch_size), hidden, mass=mass)
+    changed = _changed_maps(vit, images, change, batch_size)
+    return compare_attention(clean, changed, hidden, mass=mass)
 
 
 def occlusion_stability(
@@ -591,7 +591,6 @@ def occlusion_stability(
     Raises:
         ValueError: ``"drop"``, and what `occlusion_mask` and `compare_attention` refuse.
     """
-    check_pixels(images)
     check_choice("fill", fill, tuple(name for name in OCCLUSION_FILLS if name != "drop"))
     grid = vit.grid(images.shape[2], images.shape[3])
     clean = attention_maps(vit, images, batch_size=batch_size)
@@ -609,26 +608,6 @@ def occlusion_stability(
                 shown = mask[first : first + len(pixels)].to(pixels.device)
                 return occlude(pixels, shown, vit.patch_size, fill, seed=seed, first=first)
 
-            changed = _changed(vit, images, hide, batch_size)
+            changed = _changed_maps(vit, images, hide, batch_size)
             results[kind][ratio] = compare_attention(clean, changed, mask, mass=mass)
     return results
-
-
-@torch.no_grad()
-def _changed(
-    vit: MaskedViT, images: Tensor, change: Callable[[Tensor, int], Tensor], batch_size: int
-) -> Tensor:
-    """Return the head-mean attention to the changed images, ``(n, N)`` on the CPU."""
-    device = next(vit.parameters()).device
-    maps = []
-    with evaluating(vit):
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size].to(device)
-            changed = change(batch, start)
-            if changed.shape != batch.shape:
-                raise ValueError(
-                    f"the change must return pixels of the same shape, {tuple(batch.shape)}; got "
-                    f"{tuple(changed.shape)}."
-                )
-            maps.append(vit.attention(normalize(changed.to(device))).float().mean(dim=1))
-    return torch.cat(maps).cpu()

@@ -1,4 +1,9 @@
-"""What a masker is: one call, one hook, and the operations that make maskers out of maskers."""
+"""What a masker is: one call, one hook, and the algebra that makes maskers out of maskers.
+
+From top to bottom: ``Masker``; maskers that hide an exact number (``ExactMasker``,
+``ScoreMasker``); two maskers joined (``a | b``); one masker changed (``~a``, ``a.exactly(...)``);
+one of several (``Mixture``); and maskers that relate the views of an image.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,14 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from maskdistill.masking import constraints
+from maskdistill.masking.constraints import Constraint
 from maskdistill.masking.context import MaskContext, full_precision, top_k
 from maskdistill.masking.ratios import (
     PerImage,
     Ratio,
     Scalar,
+    arguments_repr,
     check_ratio,
     constructor_repr,
     hidden_count,
@@ -31,13 +39,36 @@ class Masker(ABC):
     Maskers combine into maskers: ``a | b``, ``a & b``, ``a - b``, ``~a``, the methods below, and
     ``Mixture``. **Each mention is a fresh draw**, so ``a & ~a`` is not empty when ``a`` is random.
 
-    A subclass is a frozen dataclass with ``repr=False`` that fills one hook, ``_draw``.
+    A subclass is a frozen dataclass with ``repr=False`` that fills one hook, ``draw``. It declares
+    what its parameters may be in ``constraints``; rules between parameters go into
+    ``check_parameters``.
 
     >>> import maskdistill as md
     >>> mask = md.RandomMasker(0.3)(batch=8, grid=(14, 14))
     >>> mask.shape, mask.dtype, mask.sum(dim=1).unique()
     (torch.Size([8, 196]), torch.bool, tensor([59]))
+
+    Attributes:
+        constraints: what each parameter may be, by name; those of the base classes hold as well.
     """
+
+    constraints: ClassVar[Mapping[str, Constraint]] = {}
+    _name: ClassVar[str]
+    """What errors call the masker: its class, or the method that makes it."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        inherited = [base.constraints for base in reversed(cls.__mro__) if issubclass(base, Masker)]
+        cls.constraints = {name: check for each in inherited for name, check in each.items()}
+        cls._name = vars(cls).get("_name", cls.__name__)
+
+    def __post_init__(self) -> None:
+        for name, constraint in self.constraints.items():
+            object.__setattr__(self, name, constraint(self._name, name, getattr(self, name)))
+        self.check_parameters()
+
+    def check_parameters(self) -> None:  # noqa: B027  # most have no such rule  # most maskers have no such rule
+        """Refuse parameters that do not go together, each being admissible by itself."""
 
     @final
     def __call__(
@@ -76,25 +107,8 @@ class Masker(ABC):
         Raises:
             ValueError: an argument is out of range, or a signal is missing or misshapen.
         """
-        rows, columns = _check_request(self, batch, grid, progress, views)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise ValueError(
-                f"{self!r}: generator must be a torch.Generator or None; got {_brief(generator)}. "
-                "Make one with torch.Generator().manual_seed(seed)."
-            )
-        for name, signal in signals.items():
-            if not isinstance(signal, Tensor):
-                raise ValueError(
-                    f"{self!r}: {name}={_brief(signal)} is no argument of a masker and no signal, "
-                    "for a signal is a tensor with one row per row of the mask."
-                )
-        missing = [name for name in self.needs if name not in signals]
-        if missing:
-            given = f"only {sorted(signals)}" if signals else "none"
-            raise ValueError(
-                f"{self!r} needs the signal(s) {sorted(missing)}, but {given} came. "
-                f"Pass {min(missing)}=... to the call."
-            )
+        rows, columns = _checked_grid(self, batch, grid, progress, views)
+        _check_sources(self, generator, signals)
         if device is None:
             device = _device_of(signals, generator)
         where = torch.device(device)
@@ -102,18 +116,18 @@ class Masker(ABC):
             batch, (rows, columns), where, generator, progress, signals, views, memory
         )
         with full_precision(where):
-            mask = self._draw(context)
+            mask = self.draw(context)
         if mask.dtype != torch.bool or mask.shape != (batch, rows * columns):
             raise ValueError(
-                f"{type(self).__name__}._draw must return a bool tensor (B, N) = "
+                f"{type(self).__name__}.draw must return a bool tensor (B, N) = "
                 f"({batch}, {rows * columns}), True = hidden; it returned {tuple(mask.shape)} "
                 f"{mask.dtype}."
             )
         return mask
 
     @abstractmethod
-    def _draw(self, context: MaskContext) -> Tensor:
-        """Draw the ``(B, N)`` bool mask; arguments are checked, signals are present."""
+    def draw(self, context: MaskContext) -> Tensor:
+        """Return the ``(B, N)`` bool mask; arguments are checked, signals are present."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -147,7 +161,7 @@ class Masker(ABC):
         """Draw several masks for each image: ``(B, masks, N)`` bool.
 
         >>> import maskdistill as md
-        >>> md.SquaresMasker(0.8, inverse=True).several(16, batch=4, grid=(14, 14)).shape
+        >>> md.masking.SquaresMasker(0.8, inverse=True).several(16, batch=4, grid=(14, 14)).shape
         torch.Size([4, 16, 196])
 
         As in data2vec 2.0 (Baevski et al., 2023), where one pass of the teacher serves many masked
@@ -169,7 +183,7 @@ class Masker(ABC):
         )
         return drawn.view(batch, masks, drawn.shape[1])
 
-    # --- The algebra. It is built of maskers, so its classes cannot be imported before this one.
+    # --- The algebra
 
     def exactly(self, ratio: Ratio) -> Masker:
         """Trim or top up each row at random until it hides exactly round(ratio * N) patches."""
@@ -221,58 +235,14 @@ class Masker(ABC):
         return constructor_repr(self)
 
 
-def hidden_if_fixed(ratio: Ratio, grid: tuple[int, int], progress: float) -> int | None:
-    """Return the hidden patches that a ratio asks of every row, or None if it varies by image."""
-    if isinstance(ratio, PerImage):
-        return None
-    return hidden_count(scalar_at(ratio, progress), grid[0] * grid[1])
-
-
-def _brief(value: object) -> str:
-    """Show a wrong argument, but not all numbers of a tensor."""
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return repr(value)
-
-
-def _check_request(
-    masker: Masker, batch: int, grid: tuple[int, int], progress: float, views: int
-) -> tuple[int, int]:
-    if not isinstance(batch, int) or batch < 0:
-        raise ValueError(f"{masker!r}: batch must be an int >= 0; got {_brief(batch)}.")
-    if (
-        not isinstance(grid, (tuple, list))
-        or len(grid) != 2
-        or not all(isinstance(side, int) and side >= 1 for side in grid)
-    ):
-        raise ValueError(
-            f"{masker!r}: grid must be (rows, columns), two ints >= 1; got {_brief(grid)}."
-        )
-    if not 0.0 <= progress <= 1.0:
-        raise ValueError(
-            f"{masker!r}: progress must lie in [0, 1]; got {progress!r}. "
-            "It is the share of training that is done, not a step or an epoch."
-        )
-    if not isinstance(views, int) or views < 1 or batch % views:
-        raise ValueError(
-            f"{masker!r}: views must be an int >= 1 that divides the batch ({batch}), for the rows "
-            f"are views of the same images, view by view; got {views!r}."
-        )
-    return grid[0], grid[1]
-
-
-def _device_of(signals: Mapping[str, Tensor], generator: torch.Generator | None) -> torch.device:
-    for signal in signals.values():
-        return signal.device
-    # An empty tensor knows the default device, and can be traced; get_default_device() cannot.
-    return generator.device if generator is not None else torch.empty(0).device
+# --- Maskers that hide exactly as much as they are told
 
 
 @dataclass(frozen=True, repr=False)
 class ExactMasker(Masker):
     """Hides exactly round(ratio * N) patches in every row; a subclass says which.
 
-    A subclass fills ``_hide``, or, if scores say it all, is a ``ScoreMasker``.
+    A subclass fills ``choose``, or, if scores say it all, is a ``ScoreMasker``.
 
     Args:
         ratio: share of patches to hide, in [0, 1]; a number, a schedule, or one per image.
@@ -283,8 +253,7 @@ class ExactMasker(Masker):
 
     ratio: Ratio
 
-    def __post_init__(self) -> None:
-        check_ratio(type(self).__name__, "ratio", self.ratio)
+    constraints = {"ratio": constraints.ratio}
 
     @property
     @final
@@ -298,11 +267,11 @@ class ExactMasker(Masker):
         return hidden_if_fixed(self.ratio, grid, progress)
 
     @final
-    def _draw(self, context: MaskContext) -> Tensor:
-        return self._hide(context, context.count(self.ratio))
+    def draw(self, context: MaskContext) -> Tensor:
+        return self.choose(context, context.count(self.ratio))
 
     @abstractmethod
-    def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
+    def choose(self, context: MaskContext, count: int | Tensor) -> Tensor:
         """Return the ``(B, N)`` mask that hides ``count`` patches: one int, or ``(B,)`` int64."""
 
 
@@ -313,7 +282,7 @@ class ScoreMasker(ExactMasker):
     >>> import torch
     >>> @dataclass(frozen=True, repr=False)
     ... class BottomMasker(ScoreMasker):
-    ...     def _scores(self, context):
+    ...     def scores(self, context):
     ...         rows, columns = context.grid
     ...         row = torch.arange(rows).repeat_interleave(columns)
     ...         return row + context.rand(context.batch, context.patches)
@@ -328,78 +297,109 @@ class ScoreMasker(ExactMasker):
     """
 
     @final
-    def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
-        return top_k(self._scores(context), count)
+    def choose(self, context: MaskContext, count: int | Tensor) -> Tensor:
+        """Hide the ``count`` highest scores."""
+        return top_k(self.scores(context), count)
 
     @abstractmethod
-    def _scores(self, context: MaskContext) -> Tensor:
+    def scores(self, context: MaskContext) -> Tensor:
         """Return ``(B, N)`` floats on the context's device, random ones from ``context.rand``."""
 
 
+def hidden_if_fixed(ratio: Ratio, grid: tuple[int, int], progress: float) -> int | None:
+    """Return the hidden patches that a ratio asks of every row, or None if it varies by image."""
+    if isinstance(ratio, PerImage):
+        return None
+    return hidden_count(scalar_at(ratio, progress), grid[0] * grid[1])
+
+
+def complete(mask: Tensor, count: int | Tensor, context: MaskContext) -> Tensor:
+    """Trim or top up each row of ``mask`` at random until it hides exactly ``count``."""
+    order = context.rand(*mask.shape)
+    if not context.can_look:
+        return top_k(mask + order, count)
+    rows = (mask.sum(dim=1) != count).nonzero().squeeze(1)  # leave alone what is exact already
+    some = count[rows] if isinstance(count, Tensor) else count
+    return mask.index_copy(0, rows, top_k(mask[rows] + order[rows], some))
+
+
+# --- Two maskers joined
+
+
 @dataclass(frozen=True, repr=False)
-class _Pair(Masker):
+class _Joined(Masker):
     """Two maskers, each drawn afresh, joined patch by patch."""
 
     left: Masker
     right: Masker
-    _symbol: ClassVar[str]
+
+    symbol: ClassVar[str]
 
     @property
     def needs(self) -> frozenset[str]:
         """What either side needs."""
         return self.left.needs | self.right.needs
 
-    @final
-    def _draw(self, context: MaskContext) -> Tensor:
-        return self._join(self.left._draw(context), self.right._draw(context))
-
-    @abstractmethod
-    def _join(self, left: Tensor, right: Tensor) -> Tensor: ...
-
     def __repr__(self) -> str:
-        return f"{_operand(self.left)} {self._symbol} {_operand(self.right)}"
+        return f"{_operand(self.left)} {self.symbol} {_operand(self.right)}"
 
 
-class Union(_Pair):
+class Union(_Joined):
     """Hides what either masker hides: ``a | b``."""
 
-    _symbol = "|"
+    symbol = "|"
 
-    def _join(self, left: Tensor, right: Tensor) -> Tensor:
-        return left | right
+    def draw(self, context: MaskContext) -> Tensor:
+        return self.left.draw(context) | self.right.draw(context)
 
 
-class Intersection(_Pair):
+class Intersection(_Joined):
     """Hides what both maskers hide: ``a & b``."""
 
-    _symbol = "&"
+    symbol = "&"
 
-    def _join(self, left: Tensor, right: Tensor) -> Tensor:
-        return left & right
+    def draw(self, context: MaskContext) -> Tensor:
+        return self.left.draw(context) & self.right.draw(context)
 
 
-class Difference(_Pair):
+class Difference(_Joined):
     """Hides what the first masker hides and the second does not: ``a - b``."""
 
-    _symbol = "-"
+    symbol = "-"
 
-    def _join(self, left: Tensor, right: Tensor) -> Tensor:
-        return left & ~right
+    def draw(self, context: MaskContext) -> Tensor:
+        return self.left.draw(context) & ~self.right.draw(context)
 
 
-class _Wrapped(Masker):
-    """A masker made from one other masker, whose needs it passes on."""
+def _operand(masker: Masker) -> str:
+    return f"({masker!r})" if isinstance(masker, (_Joined, Complement)) else repr(masker)
+
+
+# --- One masker changed
+
+
+@dataclass(frozen=True, repr=False)
+class Combinator(Masker):
+    """A masker made of one other masker, which its ``draw`` draws by ``self.masker.draw(context)``.
+
+    What the other masker needs is passed on. A subclass says what becomes of its count; where
+    rows go on hiding as many patches as before, it is a ``SameCount``.
+    """
 
     masker: Masker
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the wrapped masker needs."""
+        """What the other masker needs."""
         return self.masker.needs
 
+    def __repr__(self) -> str:
+        return f"{_operand(self.masker)}.{self._name}{arguments_repr(self, skip=1)}"
 
-class _Moved(_Wrapped):
-    """A masker whose rows hide as many patches as those of another, elsewhere or again."""
+
+@dataclass(frozen=True, repr=False)
+class SameCount(Combinator):
+    """A combinator that leaves the number of hidden patches in each row as it is."""
 
     @property
     def exact(self) -> bool:
@@ -412,35 +412,32 @@ class _Moved(_Wrapped):
 
 
 @dataclass(frozen=True, repr=False)
-class Complement(_Wrapped):
+class Complement(Combinator):
     """Hides what a masker shows: ``~a``."""
 
-    masker: Masker
-
     def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
-        """Return the patches that the wrapped masker shows, if that is fixed."""
+        """Return the patches that the other masker shows, if that is fixed."""
         shown = self.masker.fixed_count(grid, progress)
         return None if shown is None else grid[0] * grid[1] - shown
 
-    def _draw(self, context: MaskContext) -> Tensor:
-        return ~self.masker._draw(context)
+    def draw(self, context: MaskContext) -> Tensor:
+        return ~self.masker.draw(context)
 
     def __repr__(self) -> str:
         return f"~{_operand(self.masker)}"
 
 
 @dataclass(frozen=True, repr=False)
-class Exactly(_Wrapped):
+class Exactly(Combinator):
     """Trims or tops up each row at random to exactly round(ratio * N): ``a.exactly(ratio)``.
 
     Topping up is how DINOv3 completes its block masks (Siméoni et al., 2025).
     """
 
-    masker: Masker
     ratio: Ratio
 
-    def __post_init__(self) -> None:
-        check_ratio("exactly", "ratio", self.ratio)
+    _name = "exactly"
+    constraints = {"ratio": constraints.ratio}
 
     @property
     def exact(self) -> bool:
@@ -451,15 +448,12 @@ class Exactly(_Wrapped):
         """Return the exact count, if the ratio does not vary by image."""
         return hidden_if_fixed(self.ratio, grid, progress)
 
-    def _draw(self, context: MaskContext) -> Tensor:
-        return complete(self.masker._draw(context), context.count(self.ratio), context)
-
-    def __repr__(self) -> str:
-        return f"{_operand(self.masker)}.exactly({self.ratio!r})"
+    def draw(self, context: MaskContext) -> Tensor:
+        return complete(self.masker.draw(context), context.count(self.ratio), context)
 
 
 @dataclass(frozen=True, repr=False)
-class Sometimes(_Wrapped):
+class Sometimes(Combinator):
     """Masks each image with probability ``p`` and leaves it whole otherwise: ``a.sometimes(p)``.
 
     Each view of an image tosses its own coin; around it, ``.same_in_views()`` makes them agree.
@@ -467,22 +461,18 @@ class Sometimes(_Wrapped):
     iBOT and AttMask mask half of the images (Zhou et al., 2022; Kakogeorgiou et al., 2022).
     """
 
-    masker: Masker
     p: Scalar
 
-    def __post_init__(self) -> None:
-        check_ratio("sometimes", "p", self.p, per_image=False)
+    _name = "sometimes"
+    constraints = {"p": constraints.share}
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         chosen = context.rand(context.batch, 1) < scalar_at(self.p, context.progress)
-        return self.masker._draw(context) & chosen
-
-    def __repr__(self) -> str:
-        return f"{_operand(self.masker)}.sometimes({self.p!r})"
+        return self.masker.draw(context) & chosen
 
 
 @dataclass(frozen=True, repr=False)
-class Rolled(_Moved):
+class Rolled(SameCount):
     """Shifts each mask around the grid's edges by a random offset: ``a.rolled()``.
 
     Rectangles that must lie inside the grid hide its centre far more often than its corners; after
@@ -494,22 +484,19 @@ class Rolled(_Moved):
     BlockMasker(0.3).rolled()
     """
 
-    masker: Masker
+    _name = "rolled"
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         height, width = context.grid
         down, right = context.rand(2, context.batch, 1)
         rows = torch.arange(height, device=context.device) - (down * height).floor()
         columns = torch.arange(width, device=context.device) - (right * width).floor()
         source = (rows.long() % height * width)[:, :, None] + (columns.long() % width)[:, None, :]
-        return self.masker._draw(context).gather(1, source.flatten(1))
-
-    def __repr__(self) -> str:
-        return f"{_operand(self.masker)}.rolled()"
+        return self.masker.draw(context).gather(1, source.flatten(1))
 
 
 @dataclass(frozen=True, repr=False)
-class InUnits(_Wrapped):
+class InUnits(Combinator):
     """Draws on a coarser grid of units, each hidden as a whole: ``a.in_units(size)``.
 
     >>> import maskdistill as md
@@ -520,12 +507,12 @@ class InUnits(_Wrapped):
     ends. SimMIM hides units of 32 pixels (Xie et al., 2022).
     """
 
-    masker: Masker
     size: int
 
-    def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"in_units: size must be an int >= 1; got {self.size!r}.")
+    _name = "in_units"
+    constraints = {"size": constraints.whole(1)}
+
+    def check_parameters(self) -> None:
         if self.masker.needs:
             raise ValueError(
                 f"in_units: {self.masker!r} needs the signal(s) {sorted(self.masker.needs)}, which "
@@ -547,15 +534,15 @@ class InUnits(_Wrapped):
     def _units(self, grid: tuple[int, int]) -> tuple[int, int]:
         return -(-grid[0] // self.size), -(-grid[1] // self.size)
 
-    def _draw(self, context: MaskContext) -> Tensor:
-        units = self.masker._draw(context.replaced(grid=self._units(context.grid)))
+    def draw(self, context: MaskContext) -> Tensor:
+        units = self.masker.draw(context.replaced(grid=self._units(context.grid)))
         mask = units.unflatten(1, self._units(context.grid))
         mask = mask.repeat_interleave(self.size, 1).repeat_interleave(self.size, 2)
         cut: Tensor = mask[:, : context.grid[0], : context.grid[1]]
         return cut.flatten(1)
 
-    def __repr__(self) -> str:
-        return f"{_operand(self.masker)}.in_units({self.size!r})"
+
+# --- One of several
 
 
 @dataclass(frozen=True, repr=False)
@@ -576,7 +563,7 @@ class Mixture(Masker):
 
     weights: Mapping[Masker, Scalar]
 
-    def __post_init__(self) -> None:
+    def check_parameters(self) -> None:
         if not isinstance(self.weights, Mapping) or not self.weights:
             raise ValueError(
                 f"Mixture: weights must be a non-empty dict of masker: probability; "
@@ -605,7 +592,7 @@ class Mixture(Masker):
         counts = {masker.fixed_count(grid, progress) for masker in self.weights}
         return counts.pop() if len(counts) == 1 else None
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         weights = [scalar_at(w, context.progress) for w in self.weights.values()]
         where = context.rand(context.batch, 1)
         mask = torch.zeros(context.batch, context.patches, dtype=torch.bool, device=context.device)
@@ -613,7 +600,7 @@ class Mixture(Masker):
         for index, (masker, weight) in enumerate(zip(self.weights, weights, strict=True)):
             # The last interval is open-ended: rounding must leave no image without a masker.
             high = low + weight if index < len(weights) - 1 else 2.0
-            mask = mask | (masker._draw(context) & (where >= low) & (where < high))
+            mask = mask | (masker.draw(context) & (where >= low) & (where < high))
             low = high
         return mask
 
@@ -621,22 +608,11 @@ class Mixture(Masker):
         return hash(frozenset(self.weights.items()))
 
 
-def complete(mask: Tensor, count: int | Tensor, context: MaskContext) -> Tensor:
-    """Trim or top up each row of ``mask`` at random until it hides exactly ``count``."""
-    order = context.rand(*mask.shape)
-    if not context.may_ask:
-        return top_k(mask + order, count)
-    rows = (mask.sum(dim=1) != count).nonzero().squeeze(1)  # leave alone what is exact already
-    some = count[rows] if isinstance(count, Tensor) else count
-    return mask.index_copy(0, rows, top_k(mask[rows] + order[rows], some))
-
-
-def _operand(masker: Masker) -> str:
-    return f"({masker!r})" if isinstance(masker, (_Pair, Complement)) else repr(masker)
+# --- Relations between the images of a batch, or the views of an image
 
 
 @dataclass(frozen=True, repr=False)
-class Shared(_Moved):
+class Shared(SameCount):
     """Draws one mask for the whole batch: ``a.shared()``.
 
     >>> import maskdistill as md
@@ -650,25 +626,22 @@ class Shared(_Moved):
         ValueError: a masker that follows a signal of each image.
     """
 
-    masker: Masker
+    _name = "shared"
 
-    def __post_init__(self) -> None:
+    def check_parameters(self) -> None:
         if self.masker.needs:
             raise ValueError(
                 f"shared: {self.masker!r} follows {sorted(self.masker.needs)} of each image, so "
                 "one mask cannot serve the whole batch."
             )
 
-    def _draw(self, context: MaskContext) -> Tensor:
-        row = self.masker._draw(context.replaced(batch=1, signals={}, views=1))
+    def draw(self, context: MaskContext) -> Tensor:
+        row = self.masker.draw(context.replaced(batch=1, signals={}, views=1))
         return row.expand(context.batch, -1).clone()
-
-    def __repr__(self) -> str:
-        return f"{_operand(self.masker)}.shared()"
 
 
 @dataclass(frozen=True, repr=False)
-class SameInViews(_Moved):
+class SameInViews(SameCount):
     """Draws one mask per image, the same in all its views of one size: ``a.same_in_views()``.
 
     >>> import maskdistill as md
@@ -684,17 +657,14 @@ class SameInViews(_Moved):
     ``~a.same_in_views()``. A guided masker follows the signal of the first view.
     """
 
-    masker: Masker
+    _name = "same_in_views"
 
-    def _draw(self, context: MaskContext) -> Tensor:
-        return _once_per_image(self, self.masker, context).repeat(context.views, 1)
-
-    def __repr__(self) -> str:
-        return f"{_operand(self.masker)}.same_in_views()"
+    def draw(self, context: MaskContext) -> Tensor:
+        return _once_per_image(self, context).repeat(context.views, 1)
 
 
 @dataclass(frozen=True, repr=False)
-class ComplementaryViews(_Wrapped):
+class ComplementaryViews(Combinator):
     """Draws one mask per image; every second view hides the rest: ``a.complementary_views()``.
 
     >>> import maskdistill as md
@@ -707,23 +677,20 @@ class ComplementaryViews(_Wrapped):
     them by place. Within one step of a policy all mentions are one draw, as in ``same_in_views``.
     """
 
-    masker: Masker
+    _name = "complementary_views"
 
     def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
         """Return the count, if it is half of the patches; else views differ."""
         count = self.masker.fixed_count(grid, progress)
         return count if count is not None and 2 * count == grid[0] * grid[1] else None
 
-    def _draw(self, context: MaskContext) -> Tensor:
-        mask = _once_per_image(self, self.masker, context)
+    def draw(self, context: MaskContext) -> Tensor:
+        mask = _once_per_image(self, context)
         return torch.cat([mask if view % 2 == 0 else ~mask for view in range(context.views)])
-
-    def __repr__(self) -> str:
-        return f"{_operand(self.masker)}.complementary_views()"
 
 
 @dataclass(frozen=True, repr=False)
-class Total(_Wrapped):
+class Total(Combinator):
     """Makes an image's views together hide exactly round(ratio * V * N): ``a.total(ratio)``.
 
     >>> import maskdistill as md
@@ -736,27 +703,88 @@ class Total(_Wrapped):
     paid for by another that hides less.
     """
 
-    masker: Masker
     ratio: Ratio
 
-    def __post_init__(self) -> None:
-        check_ratio("total", "ratio", self.ratio)
+    _name = "total"
+    constraints = {"ratio": constraints.ratio}
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         height, width = context.grid
         views, images = context.views, context.images
         joined = context.replaced(batch=images, grid=(views * height, width), views=1)
-        mask = self.masker._draw(context).view(views, images, context.patches)
+        mask = self.masker.draw(context).view(views, images, context.patches)
         mask = mask.transpose(0, 1).flatten(1)
         mask = complete(mask, joined.count(self.ratio), joined)
         return mask.view(images, views, context.patches).transpose(0, 1).flatten(0, 1)
 
-    def __repr__(self) -> str:
-        return f"{_operand(self.masker)}.total({self.ratio!r})"
 
-
-def _once_per_image(key: Masker, masker: Masker, context: MaskContext) -> Tensor:
+def _once_per_image(combinator: Combinator, context: MaskContext) -> Tensor:
     """Draw for the first views alone, or find what was drawn for this grid before."""
     return context.once(
-        (key, context.grid, context.images), lambda: masker._draw(context.first_view())
+        (combinator, context.grid, context.images),
+        lambda: combinator.masker.draw(context.first_view()),
     )
+
+
+# --- Checking a call
+
+
+def _checked_grid(
+    masker: Masker, batch: int, grid: tuple[int, int], progress: float, views: int
+) -> tuple[int, int]:
+    if not isinstance(batch, int) or batch < 0:
+        raise ValueError(f"{masker!r}: batch must be an int >= 0; got {_brief(batch)}.")
+    if (
+        not isinstance(grid, (tuple, list))
+        or len(grid) != 2
+        or not all(isinstance(side, int) and side >= 1 for side in grid)
+    ):
+        raise ValueError(
+            f"{masker!r}: grid must be (rows, columns), two ints >= 1; got {_brief(grid)}."
+        )
+    if not 0.0 <= progress <= 1.0:
+        raise ValueError(
+            f"{masker!r}: progress must lie in [0, 1]; got {progress!r}. "
+            "It is the share of training that is done, not a step or an epoch."
+        )
+    if not isinstance(views, int) or views < 1 or batch % views:
+        raise ValueError(
+            f"{masker!r}: views must be an int >= 1 that divides the batch ({batch}), for the rows "
+            f"are views of the same images, view by view; got {views!r}."
+        )
+    return grid[0], grid[1]
+
+
+def _check_sources(masker: Masker, generator: object, signals: Mapping[str, object]) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"{masker!r}: generator must be a torch.Generator or None; got {_brief(generator)}. "
+            "Make one with torch.Generator().manual_seed(seed)."
+        )
+    for name, signal in signals.items():
+        if not isinstance(signal, Tensor):
+            raise ValueError(
+                f"{masker!r}: {name}={_brief(signal)} is no argument of a masker and no signal, "
+                "for a signal is a tensor with one row per row of the mask."
+            )
+    missing = [name for name in masker.needs if name not in signals]
+    if missing:
+        given = f"only {sorted(signals)}" if signals else "none"
+        raise ValueError(
+            f"{masker!r} needs the signal(s) {sorted(missing)}, but {given} came. "
+            f"Pass {min(missing)}=... to the call."
+        )
+
+
+def _brief(value: object) -> str:
+    """Show a wrong argument, but not all numbers of a tensor."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return repr(value)
+
+
+def _device_of(signals: Mapping[str, Tensor], generator: torch.Generator | None) -> torch.device:
+    for signal in signals.values():
+        return signal.device
+    # An empty tensor knows the default device, and can be traced; get_default_device() cannot.
+    return generator.device if generator is not None else torch.empty(0).device

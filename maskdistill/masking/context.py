@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -59,8 +58,8 @@ class MaskContext:
         return self.grid[0] * self.grid[1]
 
     @property
-    def may_ask(self) -> bool:
-        """Whether the host may look at tensors; an accelerator or a compiler would have to wait."""
+    def can_look(self) -> bool:
+        """Whether the host can look at tensors: without waiting for a device, and uncompiled."""
         return self.device.type == "cpu" and not torch.compiler.is_compiling()
 
     @property
@@ -125,12 +124,12 @@ class MaskContext:
         scores are random themselves.
         """
         if not ties:
-            if self.may_ask:
+            if self.can_look:
                 _refuse_nan(scores)
             return top_k(scores, k)
         order = self.rand(scores.shape[1]).argsort()
-        if isinstance(k, Tensor) or not k or not self.may_ask:
-            if self.may_ask:
+        if isinstance(k, Tensor) or not k or not self.can_look:
+            if self.can_look:
                 _refuse_nan(scores)
             return top_k(scores[:, order], k)[:, order.argsort()]
         # The same, but only those rows are put into that order that have to choose between equals.
@@ -198,21 +197,4 @@ def _refuse_nan(scores: Tensor) -> None:
         raise ValueError(
             "the signal has values that are no numbers (NaN), so it cannot say which patches to "
             "hide. Has the network that gave it diverged?"
-        )
-
-
-_TAKEN = {
-    "self", "batch", "grid", "generator", "device", "progress", "views", "memory", "masks", "crops",
-    "patch_size", "boxes", "flipped",
-}  # fmt: skip
-
-
-def check_signal(owner: str, name: object) -> None:
-    """Refuse a name under which no call could get a signal."""
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError(f"{owner}: signal must be the name of a keyword; got {name!r}.")
-    if name in _TAKEN:
-        raise ValueError(
-            f"{owner}: signal cannot be called {name!r}, for that is an argument of maskers or "
-            "policies already; choose another name."
         )

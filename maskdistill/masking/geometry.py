@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from maskdistill.masking import constraints
 from maskdistill.masking.base import Masker
 from maskdistill.masking.context import MaskContext, full_precision
-from maskdistill.masking.ratios import check_pair, check_ratio
 
 # Shares of a patch below this are rounding errors of float32, not area.
 _DUST = 1e-4
@@ -58,19 +58,17 @@ class SceneMasker(Masker):
     cover: float = 0.5
     views: Literal["same", "complementary"] = "same"
 
-    def __post_init__(self) -> None:
+    constraints = {
+        "grid": constraints.sides,
+        "cover": constraints.fixed_share,
+        "views": constraints.one_of("same", "complementary"),
+    }
+
+    def check_parameters(self) -> None:
         if not isinstance(self.masker, Masker) or self.masker.needs:
             raise ValueError(
                 "SceneMasker: masker must be a masker that needs no signal, for it draws on the "
                 f"whole image; got {self.masker!r}."
-            )
-        object.__setattr__(self, "grid", check_pair("SceneMasker", "grid", self.grid, int))
-        if min(self.grid) < 1:
-            raise ValueError(f"SceneMasker: grid must be two ints >= 1; got {self.grid!r}.")
-        check_ratio("SceneMasker", "cover", self.cover, per_image=False, schedules=False)
-        if self.views not in ("same", "complementary"):
-            raise ValueError(
-                f"SceneMasker: views must be 'same' or 'complementary'; got {self.views!r}."
             )
 
     @property
@@ -78,12 +76,12 @@ class SceneMasker(Masker):
         """Where each crop lies, and whether it was mirrored."""
         return frozenset({"boxes", "flipped"})
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         boxes, flipped = _geometry(context)
         whole = context.replaced(batch=context.images, grid=self.grid, signals={}, views=1)
         scene = context.once(
             ("scene", self.masker, self.grid, context.images),
-            lambda: self.masker._draw(whole),
+            lambda: self.masker.draw(whole),
         )
         if self.views == "same":
             rows = scene.repeat(context.views, 1)

@@ -12,16 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskdistill.masking import constraints
 from maskdistill.masking.base import ExactMasker, Masker, complete, hidden_if_fixed
-from maskdistill.masking.context import MaskContext, check_signal, top_k
+from maskdistill.masking.context import MaskContext, top_k
 from maskdistill.masking.ratios import (
     PerImage,
     Quadratic,
     Ratio,
     Scalar,
     bounds,
-    check_ratio,
-    check_scalar,
     hidden_count,
     rounded_down,
     scalar_at,
@@ -35,20 +34,18 @@ class _GuidedMasker(ExactMasker):
     temperature: Scalar
     share: Scalar
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        name = type(self).__name__
-        if self.hide not in ("most", "least"):
-            raise ValueError(f"{name}: hide must be 'most' or 'least'; got {self.hide!r}.")
-        check_scalar(name, "temperature", self.temperature, least=0.0)
-        check_ratio(name, "share", self.share, per_image=False)
+    constraints = {
+        "hide": constraints.one_of("most", "least"),
+        "temperature": constraints.scalar(least=0.0),
+        "share": constraints.share,
+    }
 
     @abstractmethod
     def _logits(self, context: MaskContext) -> Tensor:
         """Return the signal on a scale where differences are log odds: ``(B, N)``."""
 
     @final
-    def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
+    def choose(self, context: MaskContext, count: int | Tensor) -> Tensor:
         score = self._logits(context)
         if self.hide == "least":
             score = -score
@@ -96,9 +93,7 @@ class SignalMasker(_GuidedMasker):
     temperature: Scalar = 0.0
     share: Scalar = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_signal("SignalMasker", self.signal)
+    constraints = {"signal": constraints.signal}
 
     @property
     def needs(self) -> frozenset[str]:
@@ -187,10 +182,11 @@ class AttentionHintMasker(Masker):
     pool: float = 0.1
     exact: bool = True  # type: ignore[assignment]  # a field here, a property elsewhere
 
-    def __post_init__(self) -> None:
-        check_ratio("AttentionHintMasker", "ratio", self.ratio)
-        check_ratio("AttentionHintMasker", "hint", self.hint)
-        check_ratio("AttentionHintMasker", "pool", self.pool, per_image=False, schedules=False)
+    constraints = {
+        "ratio": constraints.ratio,
+        "hint": constraints.ratio,
+        "pool": constraints.fixed_share,
+    }
 
     @property
     def needs(self) -> frozenset[str]:
@@ -201,7 +197,7 @@ class AttentionHintMasker(Masker):
         """Return the count, if it is exact and the ratio does not vary by image."""
         return hidden_if_fixed(self.ratio, grid, progress) if self.exact else None
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         attention = context.per_patch("attention")
         count = context.count(self.ratio)
         foremost = context.highest(attention, rounded_down(context.patches * self.pool))
@@ -259,18 +255,21 @@ class ClusterMasker(Masker):
     exact: bool = True  # type: ignore[assignment]  # a field here, a property elsewhere
     signal: str = "images"
 
-    def __post_init__(self) -> None:
-        # One threshold for the batch cannot serve a ratio for each image.
-        check_ratio("ClusterMasker", "ratio", self.ratio, per_image=self.exact)
-        check_ratio("ClusterMasker", "anchors", self.anchors, per_image=False, schedules=False)
-        if self.least is not None:
-            check_ratio("ClusterMasker", "least", self.least, per_image=False, schedules=False)
-            if self.exact:
-                raise ValueError(
-                    f"ClusterMasker: least={self.least!r} says nothing where every row hides "
-                    "exactly the ratio; leave it out, or pass exact=False."
-                )
-        check_signal("ClusterMasker", self.signal)
+    constraints = {
+        "ratio": constraints.ratio,
+        "anchors": constraints.fixed_share,
+        "least": constraints.optional(constraints.fixed_share),
+        "signal": constraints.signal,
+    }
+
+    def check_parameters(self) -> None:
+        if not self.exact:  # one threshold for the batch cannot serve a ratio for each image
+            constraints.share("ClusterMasker", "ratio", self.ratio)
+        elif self.least is not None:
+            raise ValueError(
+                f"ClusterMasker: least={self.least!r} says nothing where every row hides exactly "
+                "the ratio; leave it out, or pass exact=False."
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -281,7 +280,7 @@ class ClusterMasker(Masker):
         """Return the count, if it is exact and the ratio does not vary by image."""
         return hidden_if_fixed(self.ratio, grid, progress) if self.exact else None
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         count = context.count(self.ratio)
         likeness = self._likeness(context)
         if self.exact:
@@ -345,17 +344,17 @@ class DPPMasker(ExactMasker):
     width: Scalar = 0.5
     signal: str = "images"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_scalar("DPPMasker", "width", self.width, least=1e-6)
-        check_signal("DPPMasker", self.signal)
+    constraints = {
+        "width": constraints.scalar(least=1e-6),
+        "signal": constraints.signal,
+    }
 
     @property
     def needs(self) -> frozenset[str]:
         """What the patches are compared by."""
         return frozenset({self.signal})
 
-    def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
+    def choose(self, context: MaskContext, count: int | Tensor) -> Tensor:
         width = scalar_at(self.width, context.progress)
         kernel = self._kernel(context.vectors(self.signal), width)
         most = context.patches - hidden_count(bounds(self.ratio)[0], context.patches)
@@ -418,18 +417,14 @@ class PartMasker(ExactMasker):
     parts: int = 7
     whole: Scalar = _LATER
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.parts, bool) or not isinstance(self.parts, int) or self.parts < 1:
-            raise ValueError(f"PartMasker: parts must be an int >= 1; got {self.parts!r}.")
-        check_ratio("PartMasker", "whole", self.whole, per_image=False)
+    constraints = {"parts": constraints.whole(1), "whole": constraints.share}
 
     @property
     def needs(self) -> frozenset[str]:
         """The part that each patch belongs to."""
         return frozenset({"parts"})
 
-    def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
+    def choose(self, context: MaskContext, count: int | Tensor) -> Tensor:
         part = self._part(context)
         ones = torch.ones(part.shape, dtype=torch.float32, device=context.device)
         size = ones.new_zeros(context.batch, self.parts).scatter_add_(1, part, ones)
@@ -459,7 +454,7 @@ class PartMasker(ExactMasker):
                 f"got {tuple(part.shape)} {part.dtype}."
             )
         part = part.to(context.device, torch.int64)
-        if context.may_ask and part.numel():
+        if context.can_look and part.numel():
             low, high = int(part.min()), int(part.max())
             if low < 0 or high >= self.parts:
                 raise ValueError(
@@ -499,21 +494,21 @@ class LearnedMasker(ExactMasker):
     network: Callable[[Tensor], Tensor]
     temperature: Scalar = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    constraints = {"temperature": constraints.scalar(least=0.0)}
+
+    def check_parameters(self) -> None:
         if not callable(self.network):
             raise ValueError(
                 "LearnedMasker: network must be a function of images (B, C, h, w), such as a "
                 f"module; got {self.network!r}."
             )
-        check_scalar("LearnedMasker", "temperature", self.temperature, least=0.0)
 
     @property
     def needs(self) -> frozenset[str]:
         """The images, which a policy supplies."""
         return frozenset({"images"})
 
-    def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
+    def choose(self, context: MaskContext, count: int | Tensor) -> Tensor:
         with torch.no_grad():
             scores = self.network(context.signals["images"]).to(context.device, torch.float32)
         if scores.ndim == 4 and scores.shape[:2] == (context.batch, 1):

@@ -20,14 +20,19 @@ def constructor_repr(value: object) -> str:
     >>> constructor_repr(Linear(0.1, 0.5))
     'Linear(0.1, 0.5)'
     """
+    return f"{type(value).__name__}{arguments_repr(value)}"
+
+
+def arguments_repr(value: object, skip: int = 0) -> str:
+    """Return the arguments of the call that builds a dataclass, without the first ``skip``."""
     arguments = []
-    for f in fields(value):  # type: ignore[arg-type]
+    for f in fields(value)[skip:]:  # type: ignore[arg-type]
         now = getattr(value, f.name)
         if f.default is MISSING:
             arguments.append(_repr(now))
         elif now != f.default:
             arguments.append(f"{f.name}={_repr(now)}")
-    return f"{type(value).__name__}({', '.join(arguments)})"
+    return f"({', '.join(arguments)})"
 
 
 def _repr(value: object) -> str:
@@ -422,14 +427,3 @@ def _check_range(value: Uniform | Stratified) -> None:
                 f"{name}: low must not exceed high, but at progress {progress:g} low is {low!r} "
                 f"and high is {high!r}."
             )
-
-
-def check_pair(owner: str, name: str, value: object, kind: type = float) -> tuple[Any, Any]:
-    """Return two numbers as a tuple, whatever sequence they came in, or refuse what is none."""
-    numbers = (int,) if kind is int else (int, float)
-    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(
-        isinstance(end, numbers) and not isinstance(end, bool) for end in value
-    ):  # fmt: skip
-        what = "ints" if kind is int else "numbers"
-        raise ValueError(f"{owner}: {name} must be two {what}, (a, b); got {value!r}.")
-    return kind(value[0]), kind(value[1])

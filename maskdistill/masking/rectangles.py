@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskdistill.masking import constraints
 from maskdistill.masking.base import ExactMasker, Masker, complete, hidden_if_fixed
 from maskdistill.masking.context import MaskContext
-from maskdistill.masking.ratios import Ratio, check_pair, check_ratio
+from maskdistill.masking.ratios import Ratio
 
 # One round places at most one rectangle in every image; BEiT gives each rectangle ten tries. What
 # is left to hide shrinks geometrically, so a fixed number of rounds serves any grid without asking
@@ -61,30 +62,26 @@ class BlockMasker(Masker):
     aspect: tuple[float, float] = (0.3, 1 / 0.3)
     exact: bool = True  # type: ignore[assignment]  # a field here, a property elsewhere
 
-    def __post_init__(self) -> None:
-        check_ratio("BlockMasker", "ratio", self.ratio)
+    constraints = {
+        "ratio": constraints.ratio,
+        "min_patches": constraints.optional(constraints.whole(1)),
+        "max_patches": constraints.optional(constraints.whole(1)),
+        "aspect": constraints.interval(),
+    }
+
+    def check_parameters(self) -> None:
         least, most = self.min_patches, self.max_patches
-        if least is not None and (not isinstance(least, int) or least < 1):
-            raise ValueError(
-                f"BlockMasker: min_patches must be None or an int >= 1; got {least!r}."
-            )
-        if most is not None and (not isinstance(most, int) or most < (least or 1)):
+        if most is not None and most < (least or 1):
             raise ValueError(
                 f"BlockMasker: max_patches must be None or an int >= min_patches ({least}); "
                 f"got {most!r}."
-            )
-        object.__setattr__(self, "aspect", check_pair("BlockMasker", "aspect", self.aspect))
-        if not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
-            raise ValueError(
-                "BlockMasker: aspect must be (low, high) with 0 < low <= high; "
-                f"got {self.aspect!r}."
             )
 
     def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
         """Return the count, if it is exact and the ratio does not vary by image."""
         return hidden_if_fixed(self.ratio, grid, progress) if self.exact else None
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         count = context.count(self.ratio)
         target = count
         if isinstance(target, int):  # filled on the device: moving a number there would wait
@@ -107,7 +104,7 @@ class BlockMasker(Masker):
         # All numbers are drawn beforehand, so that what is drawn never depends on what was placed.
         for shape, place in context.rand(_ROUNDS, 2, context.batch, _TRIES):
             going: slice | Tensor = slice(None)
-            if context.may_ask:  # leave finished images alone; an accelerator does them all
+            if context.can_look:  # leave finished images alone; an accelerator does them all
                 going = left.nonzero().squeeze(1)
                 if not len(going):
                     break
@@ -208,16 +205,9 @@ class SingleBlockMasker(ExactMasker):
     aspect: tuple[float, float] = (0.5, 2.0)
     inverse: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "aspect", check_pair("SingleBlockMasker", "aspect", self.aspect))
-        if not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
-            raise ValueError(
-                "SingleBlockMasker: aspect must be (low, high) with 0 < low <= high; "
-                f"got {self.aspect!r}."
-            )
+    constraints = {"aspect": constraints.interval()}
 
-    def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
+    def choose(self, context: MaskContext, count: int | Tensor) -> Tensor:
         if self.inverse:
             count = context.patches - count
         mask = self._rectangle(context, count)
@@ -275,13 +265,12 @@ class SquaresMasker(ExactMasker):
     adjust: float = 0.07
     inverse: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ratio("SquaresMasker", "adjust", self.adjust, per_image=False, schedules=False)
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"SquaresMasker: size must be an int >= 1; got {self.size!r}.")
+    constraints = {
+        "adjust": constraints.fixed_share,
+        "size": constraints.whole(1),
+    }
 
-    def _hide(self, context: MaskContext, count: int | Tensor) -> Tensor:
+    def choose(self, context: MaskContext, count: int | Tensor) -> Tensor:
         if self.inverse:
             count = context.patches - count
         mask = complete(self._squares(context, count), count, context)
@@ -372,20 +361,13 @@ class MultiBlockMasker(Masker):
     context_scale: tuple[float, float] = (0.85, 1.0)
     min_visible: int = 10
 
-    def __post_init__(self) -> None:
-        for name in ("targets", "min_visible"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"MultiBlockMasker: {name} must be an int >= 0; got {value!r}.")
-        for name in ("target_scale", "context_scale", "target_aspect"):
-            ends = check_pair("MultiBlockMasker", name, getattr(self, name))
-            object.__setattr__(self, name, ends)
-            most = 1.0 if name.endswith("scale") else math.inf
-            if not 0 < ends[0] <= ends[1] <= most or math.isinf(ends[1]):
-                raise ValueError(
-                    f"MultiBlockMasker: {name} must be (low, high) with 0 < low <= high"
-                    f"{' <= 1' if most == 1 else ''}; got {ends!r}."
-                )
+    constraints = {
+        "targets": constraints.whole(0),
+        "target_scale": constraints.interval(1.0),
+        "target_aspect": constraints.interval(),
+        "context_scale": constraints.interval(1.0),
+        "min_visible": constraints.whole(0),
+    }
 
     def draw_blocks(
         self,
@@ -400,7 +382,7 @@ class MultiBlockMasker(Masker):
         context = ~self(batch, grid, generator=generator, device=device, memory=memory)
         return Blocks(context, memory[self, "targets", tuple(grid)])
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         rows, columns = self._blocks(context, self.targets, self.target_scale, self.target_aspect)
         if context.memory is not None:
             each = rows[..., :, None] * columns[..., None, :]

@@ -9,9 +9,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from maskdistill.masking import constraints
 from maskdistill.masking.base import Masker, ScoreMasker
 from maskdistill.masking.context import MaskContext, top_k
-from maskdistill.masking.ratios import PerImage, Ratio, check_ratio, scalar_at
+from maskdistill.masking.ratios import PerImage, Ratio, scalar_at
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,7 +32,7 @@ class RandomMasker(ScoreMasker):
     (arXiv 2506.10582).
     """
 
-    def _scores(self, context: MaskContext) -> Tensor:
+    def scores(self, context: MaskContext) -> Tensor:
         return context.rand(context.batch, context.patches)
 
 
@@ -51,10 +52,9 @@ class BernoulliMasker(Masker):
 
     p: Ratio
 
-    def __post_init__(self) -> None:
-        check_ratio("BernoulliMasker", "p", self.p)
+    constraints = {"p": constraints.ratio}
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         p: float | Tensor
         if isinstance(self.p, PerImage):
             p = self.p.sample(context.batch, context.rand, context.progress)[:, None]
@@ -81,7 +81,7 @@ class NoMasker(Masker):
         """Return 0."""
         return 0
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         return torch.zeros(context.batch, context.patches, dtype=torch.bool, device=context.device)
 
 
@@ -114,11 +114,9 @@ class GridMasker(Masker):
     visible: int = 1
     random: bool = False
 
-    def __post_init__(self) -> None:
-        for name, least in (("cell", 1), ("visible", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"GridMasker: {name} must be an int >= {least}; got {value!r}.")
+    constraints = {"cell": constraints.whole(1), "visible": constraints.whole(0)}
+
+    def check_parameters(self) -> None:
         if self.visible > self.cell**2:
             raise ValueError(
                 f"GridMasker: a cell of {self.cell}x{self.cell} patches cannot show {self.visible}."
@@ -132,7 +130,7 @@ class GridMasker(Masker):
 
         return sum(max(h * w - self.visible, 0) for h in sides(grid[0]) for w in sides(grid[1]))
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         (height, width), size = context.grid, self.cell
         rows, columns = -(-height // size), -(-width // size)
         inside = torch.zeros(
@@ -173,9 +171,7 @@ class CheckerboardMasker(Masker):
     size: int = 1
     random: bool = True
 
-    def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"CheckerboardMasker: size must be an int >= 1; got {self.size!r}.")
+    constraints = {"size": constraints.whole(1)}
 
     def fixed_count(self, grid: tuple[int, int], progress: float = 0.0) -> int | None:
         """Return the count, unless black and white differ and the coin decides."""
@@ -188,7 +184,7 @@ class CheckerboardMasker(Masker):
             return None
         return black
 
-    def _draw(self, context: MaskContext) -> Tensor:
+    def draw(self, context: MaskContext) -> Tensor:
         row = torch.arange(context.grid[0], device=context.device) // self.size
         column = torch.arange(context.grid[1], device=context.device) // self.size
         black = (row[:, None] + column) % 2 == 0
@@ -235,20 +231,20 @@ class ColorNoiseMasker(ScoreMasker):
     fine: float = 1.0
     coarse: float = 2.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.color not in get_args(Color):
-            raise ValueError(
-                f"ColorNoiseMasker: color must be one of {', '.join(get_args(Color))}; "
-                f"got {self.color!r}."
-            )
+    constraints = {
+        "color": constraints.one_of(*get_args(Color)),
+        "fine": constraints.number,
+        "coarse": constraints.number,
+    }
+
+    def check_parameters(self) -> None:
         if not 0 < self.fine < self.coarse < math.inf:
             raise ValueError(
                 "ColorNoiseMasker: fine and coarse must be widths in patches, 0 < fine < coarse; "
                 f"got {self.fine!r} and {self.coarse!r}."
             )
 
-    def _scores(self, context: MaskContext) -> Tensor:
+    def scores(self, context: MaskContext) -> Tensor:
         margin = math.ceil(3 * self.coarse)
         height, width = context.grid
         noise = context.rand(context.batch, height + 2 * margin, width + 2 * margin) - 0.5

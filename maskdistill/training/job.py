@@ -10,9 +10,8 @@ import inspect
 import json
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,168 +38,53 @@ from maskdistill.evaluation.judge import (
     save_attention,
 )
 from maskdistill.masking.parsing import parse_cell
-from maskdistill.models import MaskedViT, backbone_arguments
+from maskdistill.models import MaskedViT
+from maskdistill.models.backbones import backbone_arguments
 from maskdistill.policies import POLICIES, ViewPolicy
-from maskdistill.training import Trainer, TrainingConfig
 from maskdistill.training.checkpoint import (
     CheckpointError,
     FoundCheckpoint,
     choose_folder,
     hold_folder,
 )
+from maskdistill.training.config import (
+    MINI_IMAGENET,
+    SCENES,
+    DataSettings,
+    JobConfig,
+    TrainingConfig,
+    saved_config,
+)
 from maskdistill.training.distributed import Agreement, gathered, restarts, start_processes
 from maskdistill.training.logging import read_metrics, warnings_kept
+from maskdistill.training.trainer import Trainer
 
-PolicyName = Literal[
-    "none", "asymmetric", "symmetric", "student-all-views", "local-only", "teacher-only"
-]
-DataFormat = Literal["auto", "ravi-csv", "vinyals-csv", "imagefolder", "pickle", "parquet", "pack"]
+__all__ = ["MINI_IMAGENET", "SCENES", "JobConfig", "open_images", "run_job", "saved_config"]
 
 
-@dataclass(frozen=True)
-class JobConfig(TrainingConfig):
-    """Settings of the main job: data, policy and output, and all of the trainer's."""
-
-    data: Path | None = None
-    """Folder or file with mini-ImageNet or other images; None uses the built-in scenes."""
-    data_format: DataFormat = "auto"
-    """Form of the data; auto finds out."""
-    allow_pickle: bool = False
-    """Read pickle caches, with an unpickler that runs no code."""
-    shards: str | None = None
-    """In the place of data: folder, index, pattern or URL of WebDataset shards, which stream."""
-    val_shards: str | None = None
-    """Shards of validation images; None is those of the split val in the folder of shards."""
-    max_damaged: int = 10
-    """Damaged images that are reported and skipped before the run stops."""
-    scenes: int = 5000
-    """Number of built-in scenes to train on, where there is no data."""
-    out: Path | None = None
-    """Folder for everything the run writes; None is a new folder in runs/."""
-    policy: PolicyName = "asymmetric"
-    """Which views are masked, for whom."""
-    masker: str = "RandomMasker(0.3)"
-    """What is hidden, as in Python, for example "BlockMasker(0.4).sometimes(0.5)"."""
-    preset: str | None = None
-    """A published recipe with two global views by name, such as ibot, attmask_high or msn; it says
-    policy, masker and apply, whatever --apply says."""
-    resume: bool = False
-    """Go on from the newest whole checkpoint in the output folder."""
-    auto_resume: bool = False
-    """Go on if the output folder holds a run, else start one: for a scheduler that runs the same
-    command again."""
-    evaluations: int = 5
-    """Number of k-NN evaluations during training, at least 100 steps apart; one more at the end."""
-    knn_train: int = 5000
-    """Most training images that k-NN votes with."""
-    knn_val: int = 2000
-    """Most validation images that k-NN classifies."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("scenes", "knn_train", "knn_val"):
-            self._require(name, getattr(self, name) >= 1, "must be an int >= 1")
-        if self.data is not None and self.shards is not None:
-            raise ValueError("data and shards are two sources of images; give one of them.")
-        if self.val_shards is not None and self.shards is None:
-            raise ValueError("val_shards go with shards, which were not given.")
-        for name in ("evaluations", "max_damaged"):
-            self._require(name, getattr(self, name) >= 0, "must be an int >= 0")
-
-
-def saved_config(out: Path) -> JobConfig:
-    """Return the settings that a run wrote into its folder, ready to resume it.
-
-    Raises:
-        FileNotFoundError: there is no ``config.json``.
-        ValueError: it is damaged, or of another version.
-    """
-    path = out / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no run in {out} to resume: it has no config.json.")
-    try:
-        values = json.loads(path.read_text())
-        values.pop("policy_used", None)  # for people, and of no use if no setting names it
-        for name in ("data", "out"):
-            values[name] = None if values[name] is None else Path(values[name])
-        for name in ("global_scale", "local_scale"):
-            values[name] = tuple(values[name])
-        return JobConfig(**values)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path} cannot be read as the settings of a run ({error}). Remove it and give all "
-            "settings again, with --resume; the checkpoints have their own copy to compare."
-        ) from error
-
-
-# Found in about a dozen short runs: docs/trainer.md says what each is good for.
-SCENES = JobConfig(
-    image_size=32,
-    patch_size=8,
-    depth=3,
-    local_crops=4,
-    local_scale=(0.15, 0.5),
-    epochs=3,
-    batch_size=32,
-    out_dim=256,
-    hidden_dim=512,
-    teacher_temp=0.03,
-    warmup_teacher_temp=0.03,
-    lr=8e-3,
-    momentum=0.99,
-    checkpoint_every=100,
-)
-"""Settings for the built-in scenes: a first result in minutes on 2 CPU cores."""
-
-MINI_IMAGENET = JobConfig(
-    image_size=64,
-    patch_size=8,
-    local_crops=6,
-)
-"""Settings for mini-ImageNet at 64 pixels."""
-
-
-class Source(Protocol):
-    """The settings that say where images come from; ``JobConfig`` has them."""
-
-    @property
-    def data(self) -> Path | None: ...
-    @property
-    def data_format(self) -> str: ...
-    @property
-    def allow_pickle(self) -> bool: ...
-    @property
-    def shards(self) -> str | None: ...
-    @property
-    def val_shards(self) -> str | None: ...
-    @property
-    def max_damaged(self) -> int: ...
-    @property
-    def scenes(self) -> int: ...
-    @property
-    def image_size(self) -> int: ...
-    @property
-    def knn_train(self) -> int: ...
-    @property
-    def knn_val(self) -> int: ...
-
-
-def open_images(source: Source) -> tuple[JobImages, Any]:
+def open_images(settings: DataSettings, image_size: int) -> tuple[JobImages, Any]:
     """Return the images to judge with, and what the trainer takes: the same, or shards.
+
+    Args:
+        settings: where images come from.
+        image_size: pixels of a side of built-in scenes, if it is those.
 
     Raises:
         ValueError: data that cannot be read, shards without classes.
         OSError: a file that is not there.
     """
-    if source.shards is not None:
-        return _shards(source, source.shards)
-    images = _scenes(source) if source.data is None else _data(source, source.data)
+    if settings.shards is not None:
+        return _shards(settings, settings.shards)
+    if settings.data is not None:
+        images = _data(settings, settings.data)
+    else:
+        images = _scenes(settings.scenes, image_size)
     return images, images.train
 
 
-def _scenes(source: Source) -> JobImages:
-    train = Scenes(source.scenes, source.image_size, split="train", seed=0)
-    val = Scenes(max(source.scenes // 5, 1), source.image_size, split="val", seed=0)
+def _scenes(count: int, size: int) -> JobImages:
+    train = Scenes(count, size, split="train", seed=0)
+    val = Scenes(max(count // 5, 1), size, split="val", seed=0)
     note = (
         f"No --data was given, so this run uses built-in scenes: {len(train)} generated images "
         f"of {len(train.classes)} kinds of object, and {len(val)} for evaluation. They show "
@@ -211,12 +95,12 @@ def _scenes(source: Source) -> JobImages:
     return JobImages(train, val, train.labels, val.labels, val.masks, note)
 
 
-def _data(source: Source, path: Path) -> JobImages:
+def _data(settings: DataSettings, path: Path) -> JobImages:
     data: DataSplits = open_data(
         path,
-        source.data_format,
-        allow_pickle=source.allow_pickle,
-        max_damaged=source.max_damaged,
+        settings.data_format,
+        allow_pickle=settings.allow_pickle,
+        max_damaged=settings.max_damaged,
     )
     note = (
         f"{data.path}: read as {data.format}; {len(data.train)} training and {len(data.val)} "
@@ -225,21 +109,21 @@ def _data(source: Source, path: Path) -> JobImages:
     return JobImages(data.train, data.val, data.train.labels, data.val.labels, None, note)
 
 
-def _shards(source: Source, where: str) -> tuple[JobImages, Any]:
-    training = open_shards(where, max_damaged=source.max_damaged)
-    held_out = source.val_shards
+def _shards(settings: DataSettings, where: str) -> tuple[JobImages, Any]:
+    training = open_shards(where, max_damaged=settings.max_damaged)
+    held_out = settings.val_shards
     if held_out is None and not Path(where).expanduser().is_dir():
         raise ValueError(
             f"{where} names shards to train on, but none to evaluate with. Give them by "
             "--val-shards, or the folder that maskdistill pack --shards made."
         )
-    validation = open_shards(held_out or where, split="val", max_damaged=source.max_damaged)
+    validation = open_shards(held_out or where, split="val", max_damaged=settings.max_damaged)
     # What k-NN votes with must be at hand in any order: the first images are kept, encoded.
-    train, val = training.load(source.knn_train), validation.load(source.knn_val)
-    for images, of in ((train, where), (val, held_out or where)):
+    train, val = training.load(settings.knn_train), validation.load(settings.knn_val)
+    for images, place in ((train, where), (val, held_out or where)):
         if np.any(images.labels < 0):
             raise ValueError(
-                f"shards in {of} hold images without a class (.cls), which k-NN needs. Train on "
+                f"shards in {place} hold images without a class (.cls), which k-NN needs. Train on "
                 "them by the Trainer in Python, with an evaluation of your own or none."
             )
     note = (
@@ -247,9 +131,6 @@ def _shards(source: Source, where: str) -> tuple[JobImages, Any]:
         f"{len(train)} of them and {len(val)} validation images are kept for k-NN."
     )
     return JobImages(train, val, train.labels, val.labels, None, note), training
-
-
-__all__ = ["JobConfig", "run_job"]
 
 
 def run_job(config: JobConfig, policy: ViewPolicy | None = None) -> dict[str, Any]:
@@ -294,7 +175,7 @@ def run_job(config: JobConfig, policy: ViewPolicy | None = None) -> dict[str, An
             restart=restart,
         )
     )
-    images, training = open_images(config)
+    images, training = open_images(config, config.image_size)
     trainer = Trainer(config, training, policy, processes=processes)
     found = trainer.check_resumable(out) if resuming else None
     judge = Judge(
@@ -395,8 +276,8 @@ def _train_and_judge(
         "apply": config.apply,
         "model": config.model,
         "data": str(config.data or config.shards or "built-in scenes"),
-        "knn_train_images": len(judge.train_indices),
-        "knn_val_images": len(judge.val_indices),
+        "knn_train_images": len(judge.rows["train"]),
+        "knn_val_images": len(judge.rows["val"]),
         "seed": config.seed,
         "device": str(processes.device),
         "processes": processes.world,
@@ -490,7 +371,7 @@ def _maskers(policy: ViewPolicy) -> str:
 
 
 def _masks_figure(trainer: Trainer, images: JobImages, policy: ViewPolicy) -> Any:
-    """Draw the views of the first training image as the policy's first step would mask them."""
+    """Plot the views of the first training image as the policy's first step would mask them."""
     image = images.train[0][0]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(trainer.config.seed, "picture 1"))

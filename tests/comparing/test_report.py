@@ -145,7 +145,7 @@ def test_a_measure_is_what_the_instrument_says(results: Results, folder: Path) -
 
     run = results.of("random")[0]
     config = results.study.config("random", 0)
-    images, _ = open_images(config)
+    images, _ = open_images(config, config.image_size)
     features = [
         extract_features(
             load_backbone(run.folder), data, 32,

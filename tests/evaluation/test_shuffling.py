@@ -13,7 +13,7 @@ from torch import Tensor
 import maskdistill as md
 from maskdistill.data import Scenes
 from maskdistill.evaluation.features import evaluation_images
-from maskdistill.evaluation.probes import knn_classifier
+from maskdistill.evaluation.knn import knn_classifier
 from maskdistill.evaluation.robustness import (
     _reordered,
     occluded_features,

@@ -57,7 +57,7 @@ def test_complementary_views() -> None:
     assert (first ^ second).all()  # type: ignore[operator]
     assert (local[0] ^ local[1]).all()  # type: ignore[operator]
     assert torch.equal(local[0], local[2])  # type: ignore[arg-type]
-    assert drawn.student_counts == [None] * 5
+    assert [mask.count for mask in drawn.student_masks] == [None] * 5
     halves = HALF.complementary_views()
     assert halves.fixed_count((8, 8)) == 32
     assert halves.fixed_count((7, 7)) is None

@@ -66,7 +66,7 @@ def masks_of(trainer: Trainer) -> list[Tensor]:
     seen: list[Tensor] = []
     backbone = trainer.state.student_net.backbone
     backbone.register_forward_pre_hook(
-        lambda module, inputs: None if inputs[1] is None else seen.append(inputs[1])
+        lambda module, inputs: None if inputs[1] is None else seen.append(inputs[1].mask)
     )
     for step, crops in zip(range(2), trainer._batches(), strict=False):
         trainer.step = step

@@ -190,11 +190,11 @@ def test_the_job_does_without_a_lost_image(shards: Path, tmp_path: Path) -> None
         last = archive.getmembers()[-1]
     shard.write_bytes(shard.read_bytes()[: last.offset_data + 100])
     with pytest.warns(DamagedImageWarning, match="train-000001.tar, image 7 .*left out; 1 of"):
-        images, _ = open_images(JobConfig(shards=str(copy)))
+        images, _ = open_images(JobConfig(shards=str(copy)), 32)
     assert len(images.train_labels) == len(images.train) == 39  # type: ignore[arg-type]
     assert sorted(set(images.train_labels)) == [0, 1]
     with pytest.raises(DamagedDataError, match="more than max_damaged=0"):
-        open_images(JobConfig(shards=str(copy), max_damaged=0))
+        open_images(JobConfig(shards=str(copy), max_damaged=0), 32)
 
 
 def test_the_job_needs_classes(shards: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_the_job_needs_classes(shards: Path, tmp_path: Path) -> None:
     for path in shards.glob("*.json"):
         shutil.copy(path, tmp_path)
     with pytest.raises(ValueError, match="hold images without a class"):
-        open_images(JobConfig(shards=str(tmp_path)))
+        open_images(JobConfig(shards=str(tmp_path)), 32)
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch, build: Build) -> None:

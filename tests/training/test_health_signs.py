@@ -176,5 +176,5 @@ def test_compiled_blocks_run_as_written(build: Build) -> None:
 
 
 def test_signs_are_settings_of_the_run() -> None:
-    with pytest.raises(ValueError, match="health_every must be a number >= 0; got -1"):
+    with pytest.raises(ValueError, match="health_every must be >= 0; got -1"):
         TrainingConfig(**{**TINY, "health_every": -1})

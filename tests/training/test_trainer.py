@@ -140,7 +140,7 @@ def test_maskers_that_know_geometry_train(build: Build, tmp_path: Path) -> None:
     seen: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
     for role, net in (("student", trainer.state.student_net), ("teacher", trainer.teacher)):
         net.backbone.register_forward_pre_hook(
-            lambda m, args, role=role: seen[role].append(args[1])
+            lambda m, args, role=role: seen[role].append(args[1].mask)
         )
     boxes: list[torch.Tensor] = []
     real_step = trainer_module.train_step
@@ -454,7 +454,7 @@ def test_a_policy_whose_signal_nobody_supplies(build: Build) -> None:
         def needs(self) -> frozenset[str]:
             return frozenset({"saliency"})
 
-        def _draw(self, context: md.MaskContext) -> torch.Tensor:
+        def draw(self, context: md.masking.MaskContext) -> torch.Tensor:
             raise AssertionError
 
     with pytest.raises(ValueError, match=r"\['saliency'\].*supplies 'attention'"):

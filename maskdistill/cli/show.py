@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
+from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from maskdistill.masking import Masker, parse_masker
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _HIDDEN, _VISIBLE = "██", "··"
 # How often a patch is hidden, of the most; each character comes twice, for a square.
@@ -48,29 +51,60 @@ def show(
         out: a picture to write, of the kind that its name says: .png, .pdf, .svg.
         json: print the figures and the draws as JSON instead.
     """
-    rows, columns = parse_grid(grid)
+    from maskdistill.plotting import plot_masker
+
+    size = parse_grid(grid)
     if samples < 1:
         raise ValueError(f"--samples must be an int >= 1; got {samples}.")
-    drawn_from = parse_masker(masker)
-    signals = stand_ins(drawn_from, (rows, columns))
+    if image is not None and out is None:
+        raise ValueError("--image lies below the masks of the picture; say where with --out.")
+    read = parse_masker(masker)
+    signals = stand_ins(read, size)
     generator = torch.Generator().manual_seed(seed)
 
     def draw(count: int) -> Tensor:
         those: dict[str, Any] = {name: s.expand(count, -1) for name, s in signals.items()}
-        return drawn_from(count, (rows, columns), generator=generator, progress=progress, **those)
+        return read(count, size, generator=generator, progress=progress, **those)
 
-    masks, many = draw(samples), draw(_DRAWS).float()
-    shares, chance = many.mean(dim=1), many.mean(dim=0)
+    masks, many = draw(samples).view(-1, *size), draw(_DRAWS).float()
+    shares, chance = many.mean(dim=1), many.mean(dim=0).view(size)
+    spread = {
+        "mean": float(shares.mean()), "least": float(shares.min()), "most": float(shares.max())
+    }  # fmt: skip
     if json:
-        _print_json(drawn_from, (rows, columns), seed, masks, shares, chance)
+        found = {
+            "masker": repr(read),
+            "grid": list(size),
+            "seed": seed,
+            "draws": _DRAWS,
+            "hidden_share": spread,
+            "hidden_probability": chance.tolist(),
+            "masks": masks.int().tolist(),
+        }
+        print(dumps(found))
     else:
-        _print_masks(drawn_from, (rows, columns), masks, shares, chance, sorted(signals))
+        print(f"{read!r} on {size[0]}x{size[1]} patches")
+        if signals:
+            print(f"(for the {min(signals)}: a round blob in the middle)")
+        _print_masks(masks)
+        _print_chance(spread, chance)
     if out is not None:
-        _write_picture(drawn_from, (rows, columns), image, seed, progress, signals, out)
+        pictures = None
+        if image is not None:
+            patch = max(1, 392 // max(size))
+            pictures = read_picture(image, patch * size[0], patch * size[1])[None]
+        given: dict[str, Any] = dict(signals)
+        figure = plot_masker(
+            read,
+            size,
+            pictures=pictures,
+            progress=progress,
+            generator=torch.Generator().manual_seed(seed),
+            **given,
+        )
+        save_figure(figure, out)
         if not json:
             print(f"\n{out}")
-    elif image is not None:
-        raise ValueError("--image lies below the masks of the picture; say where with --out.")
 
 
 def parse_grid(grid: str) -> tuple[int, int]:
@@ -115,88 +149,46 @@ def stand_ins(masker: Masker, grid: tuple[int, int]) -> dict[str, Tensor]:
     return {"attention": (blob / blob.sum())[None]}
 
 
-def _print_masks(
-    masker: Masker,
-    grid: tuple[int, int],
-    masks: Tensor,
-    shares: Tensor,
-    chance: Tensor,
-    signals: list[str],
-) -> None:
-    rows, columns = grid
+def _print_masks(masks: Tensor) -> None:
+    """Print masks ``(n, rows, columns)``, as many side by side as the terminal is wide."""
+    rows, columns = masks.shape[1:]
     width = max(2 * columns, len("999/999 hidden"))
     across = max(1, min(len(masks), (_terminal_width() + 3) // (width + 3)))
-    print(f"{masker!r} on {rows}x{columns} patches")
-    if signals:
-        print(f"(for the {signals[0]}: a round blob in the middle)")
-    for start in range(0, len(masks), across):
-        some = masks[start : start + across].view(-1, rows, columns).tolist()
+    for some in masks.split(across):
+        drawn = [["".join(_HIDDEN if on else _VISIBLE for on in row) for row in m] for m in some]
+        counts = [f"{int(mask.sum())}/{rows * columns} hidden" for mask in some]
         print()
-        for y in range(rows):
-            cells = ("".join(_HIDDEN if on else _VISIBLE for on in mask[y]) for mask in some)
-            print("   ".join(f"{text:<{width}}" for text in cells).rstrip())
-        counts = (f"{sum(map(sum, mask))}/{rows * columns} hidden" for mask in some)
-        print("   ".join(f"{text:<{width}}" for text in counts).rstrip())
-    low, mean, high = (float(value) for value in (shares.min(), shares.mean(), shares.max()))
-    spread = f"always {mean:.1%}" if low == high else f"{mean:.1%}, {low:.1%} to {high:.1%}"
-    print(f"\nhidden share of {_DRAWS:,} draws: {spread}")
+        for line in (*zip(*drawn, strict=True), counts):
+            print("   ".join(f"{text:<{width}}" for text in line).rstrip())
+
+
+def _print_chance(spread: dict[str, float], chance: Tensor) -> None:
+    """Print how much is hidden, and how often each patch is, ``(rows, columns)``."""
+    mean, low, high = spread["mean"], spread["least"], spread["most"]
+    shown = f"always {mean:.1%}" if low == high else f"{mean:.1%}, {low:.1%} to {high:.1%}"
+    print(f"\nhidden share of {_DRAWS:,} draws: {shown}")
     least, most = float(chance.min()), float(chance.max())
     print(f"a patch is hidden in {least:.0%} to {most:.0%} of them, from ' ' never to '@' most:")
-    for row in (9 * chance / max(most, 1e-9)).round().int().view(rows, columns).tolist():
+    for row in (9 * chance / max(most, 1e-9)).round().int().tolist():
         print("".join(2 * _SHADES[value] for value in row).rstrip())
 
 
-def _print_json(
-    masker: Masker,
-    grid: tuple[int, int],
-    seed: int,
-    masks: Tensor,
-    shares: Tensor,
-    chance: Tensor,
-) -> None:
-    found = {
-        "masker": repr(masker),
-        "grid": list(grid),
-        "seed": seed,
-        "draws": _DRAWS,
-        "hidden_share": {
-            "mean": float(shares.mean()),
-            "least": float(shares.min()),
-            "most": float(shares.max()),
-        },
-        "hidden_probability": chance.view(grid).tolist(),
-        "masks": masks.view(-1, *grid).int().tolist(),
-    }
-    print(json.dumps(found))
+def _terminal_width() -> int:
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):  # a pipe, or a captured stream
+        return 100
 
 
-def _write_picture(
-    masker: Masker,
-    grid: tuple[int, int],
-    image: Path | None,
-    seed: int,
-    progress: float,
-    signals: dict[str, Tensor],
-    out: Path,
-) -> None:
-    from maskdistill import plotting
-
-    pictures = None if image is None else _picture(image, grid)[None]
-    given: dict[str, Any] = dict(signals)
-    figure = plotting.plot_masker(
-        masker,
-        grid,
-        pictures=pictures,
-        progress=progress,
-        generator=torch.Generator().manual_seed(seed),
-        **given,
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+# --- Pictures, for other commands too
 
 
-def _picture(path: Path, grid: tuple[int, int]) -> Tensor:
-    """Read an image and cut it to a size that the grid divides, ``(3, H, W)`` uint8."""
+def read_picture(path: Path, height: int, width: int, *, squeeze: bool = False) -> Tensor:
+    """Read an image as ``(3, height, width)`` uint8: the middle of it, or all of it squeezed.
+
+    Raises:
+        ValueError: a file that cannot be read as an image.
+    """
     import torchvision.transforms.v2.functional as TF
     from PIL import Image
 
@@ -205,16 +197,16 @@ def _picture(path: Path, grid: tuple[int, int]) -> Tensor:
             image = opened.convert("RGB")
     except OSError as error:
         raise ValueError(f"{path} cannot be read as an image: {error}.") from None
-    patch = max(1, 392 // max(grid))
-    height, width = patch * grid[0], patch * grid[1]
-    scale = max(height / image.height, width / image.width)
-    size = [max(round(image.height * scale), height), max(round(image.width * scale), width)]
-    pixels: Tensor = TF.center_crop(TF.pil_to_tensor(image.resize(size[::-1])), [height, width])
+    if squeeze:
+        size = (width, height)
+    else:
+        scale = max(height / image.height, width / image.width)
+        size = (max(round(image.width * scale), width), max(round(image.height * scale), height))
+    pixels: Tensor = TF.center_crop(TF.pil_to_tensor(image.resize(size)), [height, width])
     return pixels
 
 
-def _terminal_width() -> int:
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns
-    except (OSError, ValueError):  # a pipe, or a captured stream
-        return 100
+def save_figure(figure: Figure, out: Path) -> None:
+    """Write a figure into a folder that may not exist yet."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)

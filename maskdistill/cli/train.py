@@ -6,12 +6,14 @@ import os
 import re
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from maskdistill.commands.said import NEEDS_TRAIN, output_closed, plain_warning
-from maskdistill.training.job import MINI_IMAGENET, SCENES, JobConfig, saved_config
+from maskdistill.cli.terminal import NEEDS_TRAIN, exit_code, plain_warnings
+
+if TYPE_CHECKING:
+    from maskdistill.training.config import JobConfig
 
 DESCRIPTION = """Train DINO under a masking policy, evaluate, and draw.
 
@@ -21,8 +23,8 @@ mini-ImageNet in whichever form you have it. The defaults of the two differ:
 
 
 def train(
-    scenes: JobConfig = SCENES,
-    real: JobConfig = MINI_IMAGENET,
+    scenes: JobConfig | None = None,
+    real: JobConfig | None = None,
     *,
     description: str = DESCRIPTION,
     argv: Sequence[str] | None = None,
@@ -31,8 +33,8 @@ def train(
     """Run the main job from the command line, and return the exit code.
 
     Args:
-        scenes: defaults of a run on the built-in scenes.
-        real: defaults of a run with ``--data``.
+        scenes: defaults of a run on the built-in scenes; None is ``SCENES`` of the job.
+        real: defaults of a run with ``--data``; None is ``MINI_IMAGENET``.
         description: shown by ``--help``.
         argv: arguments; None is the command line's.
         prog: the command, as it is called; None is that of the command line.
@@ -41,32 +43,43 @@ def train(
         0; 1 where training had to stop; 2 where the settings or the data cannot work; 128 and the
         signal's number where a signal stopped it, as shells count: 130 and 143.
     """
-    from maskdistill.data import DamagedDataError
-    from maskdistill.data.loading import LoaderError
-    from maskdistill.training import NonFiniteLossError
-    from maskdistill.training.checkpoint import CheckpointError
-    from maskdistill.training.interruption import TrainingInterrupted
-    from maskdistill.training.job import run_job
-
     try:
         import tyro
     except ImportError:
         print(NEEDS_TRAIN, file=sys.stderr)
         return 2
+    from maskdistill.training.config import MINI_IMAGENET, SCENES, JobGroups
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        config = tyro.cli(
-            JobConfig,
+
+    def run() -> int:
+        groups = tyro.cli(
+            tyro.conf.OmitArgPrefixes[JobGroups],
             prog=prog,
             description=description,
-            default=_defaults(arguments, scenes, real),
+            default=JobGroups.of(_defaults(arguments, scenes or SCENES, real or MINI_IMAGENET)),
             args=arguments,
         )
-        with warnings.catch_warnings():
-            warnings.showwarning = plain_warning
+        return _run(groups.config(), prog)
+
+    return exit_code(
+        run,
+        before="\n",
+        interrupted="interrupted; the same command goes on from its last checkpoint, if there is "
+        "one, with --auto-resume --out FOLDER",
+    )
+
+
+def _run(config: JobConfig, prog: str | None) -> int:
+    """Run the job; say what stopped it, and how to go on."""
+    from maskdistill.data.loading import LoaderError
+    from maskdistill.training import CheckpointError, NonFiniteLossError, TrainingInterrupted
+    from maskdistill.training.job import run_job
+
+    try:
+        with plain_warnings():
             run_job(config)
-    except (NonFiniteLossError, DamagedDataError, LoaderError, CheckpointError) as error:
+    except (NonFiniteLossError, LoaderError, CheckpointError) as error:
         print(f"\nstopped: {error}", file=sys.stderr)
         return 1
     except TrainingInterrupted as error:
@@ -83,18 +96,6 @@ def train(
             file=sys.stderr,
         )
         return 1
-    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
-        output_closed()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted; the same command goes on from its last checkpoint, if there is one, "
-            "with --auto-resume --out FOLDER",
-            file=sys.stderr,
-        )
-        return 130
     return 0
 
 
@@ -125,6 +126,7 @@ def _defaults(arguments: Sequence[str], scenes: JobConfig, real: JobConfig) -> J
     A resumed run keeps its own settings, so that ``--resume --out DIR`` says it all.
     """
     from maskdistill.training.checkpoint import checkpoint_files
+    from maskdistill.training.config import saved_config
 
     out = _value(arguments, "--out")
     if "--resume" in arguments and out is not None:

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from maskdistill.comparing import Cell, Outcome, Results, Study
@@ -62,7 +62,7 @@ def compare(
     if dry_run:
         return _plan(read, out)
     try:
-        results = _run(read, out, path, jobs, devices, report_only)
+        results = _report(read, out) if report_only else _run(read, out, path, jobs, devices)
     except StudyInterrupted as error:
         print(f"\nstopped: {error} Go on with the same command.", file=sys.stderr)
         return error.exit_code
@@ -71,6 +71,7 @@ def compare(
 
 
 def _plan(study: Study, out: Path) -> int:
+    """Check a study and say what would run."""
     from maskdistill.comparing.one_run import is_done
     from maskdistill.comparing.running import check_unchanged, data_identity, folder_of, orders
     from maskdistill.policies import ViewPolicy
@@ -79,31 +80,31 @@ def _plan(study: Study, out: Path) -> int:
     check_unchanged(study, out, images)
     for name in study.policies:
         print(f"{name}\n{ViewPolicy.__str__(study.policy(name))}\n")
-    wanted = orders(study, images)
-    for cell, order in wanted.items():
+    for cell, order in orders(study, images).items():
         print(f"{'done' if is_done(folder_of(out, cell), order) else 'to run':6}  {cell.name}")
     return 0
 
 
+def _report(study: Study, out: Path) -> Results:
+    """Write the report of the runs that are done."""
+    from maskdistill.comparing import gather
+    from maskdistill.comparing.report import report
+
+    results = gather(study, out)
+    if not results.done:
+        raise ValueError(f"no run of the study is done in {out}, so there is no report yet.")
+    report(results)
+    return results
+
+
 def _run(
-    study: Study,
-    out: Path,
-    path: Path,
-    jobs: int | None,
-    devices: tuple[str, ...],
-    report_only: bool,
+    study: Study, out: Path, path: Path, jobs: int | None, devices: tuple[str, ...]
 ) -> Results:
+    """Run a study under a bar over its runs."""
     from tqdm import tqdm
 
-    from maskdistill.comparing import gather
-    from maskdistill.comparing import report as comparison
+    from maskdistill import comparing
 
-    if report_only:
-        results = gather(study, out)
-        if not results.done:
-            raise ValueError(f"no run of the study is done in {out}, so there is no report yet.")
-        comparison.report(results)
-        return results
     cells = study.cells()
     print(f"{study.question}\n{len(cells)} runs in {out}", file=sys.stderr)
     with tqdm(
@@ -112,7 +113,9 @@ def _run(
     ) as bar:  # fmt: skip
 
         def ended(cell: Cell, outcome: Outcome) -> None:
-            took = f" in {_minutes(outcome.seconds)}" if outcome.seconds else ""
+            seconds = outcome.seconds
+            took = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+            took = f" in {took}" if seconds else ""
             why = f": {outcome.message}" if outcome.message else ""
             tqdm.write(f"{cell.name}: {outcome.state}{took}{why}", file=sys.stderr)
 
@@ -120,7 +123,7 @@ def _run(
             bar.n = done
             bar.refresh()
 
-        return comparison.compare(
+        return comparing.compare(
             study,
             out,
             study_file=path if path.suffix == ".py" else None,
@@ -132,20 +135,17 @@ def _run(
 
 
 def _say(results: Results, as_json: bool) -> None:
-    failed = [run for run in results.runs if run.measured is None]
-    for run in failed:
-        print(f"{run.cell.name} is not done: {run.outcome.message}", file=sys.stderr)
+    """Print what was found, and what failed."""
+    for run in results.runs:
+        if run.measured is None:
+            print(f"{run.cell.name} is not done: {run.outcome.message}", file=sys.stderr)
     if not results.done:
         print("no run is done, so there is no report.", file=sys.stderr)
         return
+    found = results.plain()
     if as_json:
-        print(json.dumps(results.plain(), allow_nan=False))
+        print(json.dumps(found, allow_nan=False))
         return
-    found: dict[str, Any] = results.plain()
     for sentence in found["sentences"]:
         print(sentence)
     print(f"\nreport: {results.out / 'report.html'}")
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,1 +1,0 @@
-"""The commands of ``maskdistill``, one module each: arguments in, plain sentences out."""
