@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -33,7 +33,7 @@ def seconds(call: Callable[[], object], device: str = "cpu", repeats: int = 1) -
 
 
 def by_turns(
-    timed: dict[str, Callable[[], float]], rounds: int, what: str = "timing"
+    timed: Mapping[str, Callable[[], float]], rounds: int, what: str = "timing"
 ) -> dict[str, list[float]]:
     """Time things by turns in one process, so that a busy machine slows all of them alike.
 
@@ -48,7 +48,7 @@ def by_turns(
     taken: dict[str, list[float]] = {name: [] for name in timed}
     quiet = not sys.stderr.isatty()
     for turn in tqdm(range(rounds), desc=what, leave=False, disable=quiet):
-        for name in timed if turn % 2 else reversed(timed):
+        for name in list(timed)[:: 1 if turn % 2 else -1]:
             taken[name].append(timed[name]())
     return taken
 
