@@ -17,7 +17,8 @@ from torch import nn
 
 from maskdistill.data.crops import MEAN, STD
 from maskdistill.data.writing import file_checksum
-from maskdistill.models import MaskedViT, backbone_arguments, load_weights
+from maskdistill.models import MaskedViT, load_weights
+from maskdistill.models.backbones import backbone_arguments
 from maskdistill.models.probing import SIZE_ARGUMENTS
 from maskdistill.models.tokens import Application
 from maskdistill.models.weights import (
