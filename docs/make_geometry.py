@@ -32,7 +32,7 @@ VIEWS = (
 )
 """Name, box in 24ths of the image, whether mirrored, pixels of a side, and colour."""
 HIDDEN = np.array([0.16, 0.16, 0.19], dtype=np.float32)
-REGION = md.SingleBlockMasker(0.15) | md.SingleBlockMasker(0.1)
+REGION = md.masking.SingleBlockMasker(0.15) | md.masking.SingleBlockMasker(0.1)
 SEED, SCENE = 6, 4
 
 

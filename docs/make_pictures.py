@@ -2,7 +2,7 @@
 
     python docs/make_pictures.py
 
-It writes docs/img/pictures/*: every .png and .gif that the page's examples save.
+It writes docs/img/pictures/*: every .png that the page's examples save.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ def main() -> None:
         for path in sorted(Path(folder).iterdir()):
             if path.suffix == ".png":
                 write_small(path, PICTURES / path.name)
-            elif path.suffix == ".gif":
-                (PICTURES / path.name).write_bytes(path.read_bytes())
 
 
 def page() -> str:

@@ -59,7 +59,7 @@ def _enlarge(x: Tensor) -> Tensor:
 
 
 class OneMask(nn.Module):
-    """One of a network's masks, as the score ``(B, 1, h, w)`` that `md.LearnedMasker` wants."""
+    """One of a network's masks, as the score ``(B, 1, h, w)`` that `LearnedMasker` wants."""
 
     def __init__(self, network: nn.Module, index: int) -> None:
         super().__init__()
@@ -92,10 +92,10 @@ def compare_with_objects(network: nn.Module, judge: Judge, ratio: float) -> dict
 
     with evaluating(network):
         count = network(pixels[:1]).shape[1]
-        each = [jaccard(md.LearnedMasker(ratio, OneMask(network, k))) for k in range(count)]
+        each = [jaccard(md.masking.LearnedMasker(ratio, OneMask(network, k))) for k in range(count)]
     return {
         "jaccard_of_each_mask": each,
-        "jaccard_rectangles": jaccard(md.SingleBlockMasker(ratio)),
+        "jaccard_rectangles": jaccard(md.masking.SingleBlockMasker(ratio)),
         "jaccard_random_pixels": jaccard(md.RandomMasker(ratio)),
         "object_share": float(objects.float().mean()),
     }
@@ -110,7 +110,7 @@ def draw_masks(
 
     raw = judge.pixels(judge.shown)
     pixels = normalize(raw)
-    masker = md.LearnedMasker(ratio, OneMask(network, chosen))
+    masker = md.masking.LearnedMasker(ratio, OneMask(network, chosen))
     policy = md.AsymmetricMaskPolicy(masker, global_crops=1)
     with evaluating(network), torch.no_grad():
         soft = network(pixels)

@@ -5,7 +5,7 @@
     python examples/adios_scenes.py --mask random               # baseline: as many random masks
     python examples/adios_scenes.py --mask none                 # baseline: SimCLR without masks
 
-Afterwards the network is a masker like any other: `md.LearnedMasker(ratio, network)`.
+Afterwards the network is a masker like any other: `md.masking.LearnedMasker(ratio, network)`.
 
 On 2 CPU cores: about 2 minutes. Jaccard of the learned mask and the object 0.459, of rectangles of
 the same area 0.285; 20-NN accuracy 58.3 %, with random masks 62.6 %, without masks 56.3 % (means of
@@ -239,7 +239,10 @@ def train(
     crops = CropDataset(images.train, MultiCrop(size, size, local_crops=0), settings.seed)
     encoder_optimizer = torch.optim.AdamW(encoder.parameters(), weight_decay=0.05)
     mask_optimizer = torch.optim.AdamW(network.parameters()) if network else None
-    rise_and_fall, rise = md.WarmUp(md.Cosine(1.0, 0.0), until=0.1), md.WarmUp(1.0, until=0.1)
+    rise_and_fall, rise = (
+        md.masking.WarmUp(md.masking.Cosine(1.0, 0.0), until=0.1),
+        md.masking.WarmUp(1.0, until=0.1),
+    )
     generator = torch.Generator().manual_seed(derive_seed(settings.seed, "masks"))
     late = torch.tensor(0.0, device=device)
     bar = tqdm(crop_loader(crops, batches, workers=0), total=steps, unit="step", mininterval=1)

@@ -39,7 +39,6 @@ from timm.data import Mixup, create_transform  # type: ignore[attr-defined]
 from timm.layers import DropPath  # type: ignore[attr-defined]
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from timm.scheduler import CosineLRScheduler  # type: ignore[attr-defined]
-from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
@@ -105,8 +104,6 @@ class Settings:
     """Probability of random erasing."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Least and greatest share of the image in a crop."""
-    ema: float = 0.0
-    """Momentum of an average of the weights, which is then what is reported; 0 is none."""
     seed: int = 0
     """Of the head, the order, the augmentation and drop path."""
     device: str = "auto"
@@ -124,7 +121,7 @@ class Settings:
         for name in ("epochs", "batch_size", "scenes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be an int >= 1; got {getattr(self, name)}.")
-        for name in ("hold_out", "drop_path", "smoothing", "erase", "ema"):
+        for name in ("hold_out", "drop_path", "smoothing", "erase"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}.")
         if not 0 < self.layer_decay <= 1:
@@ -280,7 +277,6 @@ def fine_tune(
         optimizer, total - warmup, 1e-6, t_in_epochs=False, warmup_lr_init=1e-8, warmup_t=warmup,
         warmup_prefix=True,
     )  # fmt: skip
-    average = ModelEmaV3(model, s.ema, use_warmup=True) if s.ema else None
     started, losses, mean_loss = time.perf_counter(), list[Tensor](), math.nan
     data = Augmented(images, transform, s.seed)
     bar = tqdm(batches(data, s), what, total, unit="step", disable=None)
@@ -297,8 +293,6 @@ def fine_tune(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if average is not None:
-            average.update(model, step)
         losses.append(loss.detach())
         if len(losses) == per_epoch:  # the host waits once an epoch
             mean_loss = float(torch.stack(losses).mean())
@@ -307,8 +301,6 @@ def fine_tune(
             if not math.isfinite(mean_loss):
                 raise FloatingPointError(f"the loss is {mean_loss} by step {step}: lower --lr.")
     seconds = time.perf_counter() - started
-    if average is not None:
-        model.load_state_dict(average.module.state_dict())
     share = accuracy(model, images, size, (mean, std), device)
     return {"accuracy": share, "train_loss": mean_loss, "seconds": seconds}
 

@@ -1,47 +1,26 @@
-"""Composable masking strategies for self-distillation of Vision Transformers."""
+"""Composable masking strategies for self-distillation of Vision Transformers.
 
-from maskdistill import presets
-from maskdistill.collating import MaskCollate, collated_masks
+Here are the names that every user needs; ``md.masking``, ``md.models`` and ``md.collating`` have
+the others.
+"""
+
+from maskdistill import collating, masking, models, objectives, policies, presets
+from maskdistill.collating import MaskCollate
 from maskdistill.masking import (
     AttentionGuidedMasker,
-    AttentionHintMasker,
-    BernoulliMasker,
     BlockMasker,
-    CheckerboardMasker,
-    ClusterMasker,
-    ColorNoiseMasker,
-    Cosine,
-    DPPMasker,
-    GridMasker,
-    LearnedMasker,
     Linear,
-    MaskContext,
     Masker,
     Mixture,
-    MultiBlockMasker,
     NoMasker,
-    PartMasker,
-    Quadratic,
     RandomMasker,
     SceneMasker,
     SignalMasker,
-    SingleBlockMasker,
-    SquaresMasker,
-    Steps,
     Stratified,
     Uniform,
-    WarmUp,
-    carry_signal,
     parse_masker,
 )
-from maskdistill.models import (
-    LoadedWeights,
-    MaskedViT,
-    MultiCropWrapper,
-    create_backbone,
-    load_weights,
-    supported_models,
-)
+from maskdistill.models import MaskedViT, MultiCropWrapper, create_backbone, load_weights
 from maskdistill.models.tokens import mask_pixels
 from maskdistill.objectives import DINOHead, DINOLoss
 from maskdistill.policies import AsymmetricMaskPolicy, ViewMasks, ViewPolicy
@@ -51,47 +30,31 @@ __version__ = "0.1.0"
 __all__ = [
     "AsymmetricMaskPolicy",
     "AttentionGuidedMasker",
-    "AttentionHintMasker",
-    "BernoulliMasker",
     "BlockMasker",
-    "CheckerboardMasker",
-    "ClusterMasker",
-    "ColorNoiseMasker",
-    "Cosine",
     "DINOHead",
     "DINOLoss",
-    "DPPMasker",
-    "GridMasker",
-    "LearnedMasker",
     "Linear",
-    "LoadedWeights",
     "MaskCollate",
-    "MaskContext",
     "MaskedViT",
     "Masker",
     "Mixture",
-    "MultiBlockMasker",
     "MultiCropWrapper",
     "NoMasker",
-    "PartMasker",
-    "Quadratic",
     "RandomMasker",
     "SceneMasker",
     "SignalMasker",
-    "SingleBlockMasker",
-    "SquaresMasker",
-    "Steps",
     "Stratified",
     "Uniform",
     "ViewMasks",
     "ViewPolicy",
-    "WarmUp",
-    "carry_signal",
-    "collated_masks",
+    "collating",
     "create_backbone",
     "load_weights",
     "mask_pixels",
+    "masking",
+    "models",
+    "objectives",
     "parse_masker",
+    "policies",
     "presets",
-    "supported_models",
 ]

@@ -211,7 +211,7 @@ def test_the_network_is_a_masker(script: ModuleType, views: list[torch.Tensor]) 
     from adios_masks import OneMask
 
     network = script.MaskNetwork(3).eval()
-    masker = md.LearnedMasker(0.25, OneMask(network, 2))
+    masker = md.masking.LearnedMasker(0.25, OneMask(network, 2))
     policy = md.AsymmetricMaskPolicy(masker, global_crops=2)
     hidden = policy(views, patch_size=4).student[1]
     assert hidden is not None

@@ -17,13 +17,10 @@ PACKAGE = Path(md.__file__).parent
 ROOT = PACKAGE.parent
 
 PUBLIC = """
-    AsymmetricMaskPolicy AttentionGuidedMasker AttentionHintMasker BernoulliMasker BlockMasker
-    CheckerboardMasker ClusterMasker ColorNoiseMasker Cosine DINOHead DINOLoss DPPMasker GridMasker
-    LearnedMasker Linear MaskContext MaskedViT Masker Mixture MultiBlockMasker MultiCropWrapper
-    NoMasker PartMasker Quadratic RandomMasker SceneMasker SignalMasker SingleBlockMasker
-    SquaresMasker Steps Stratified Uniform ViewMasks ViewPolicy WarmUp carry_signal mask_pixels
-    LoadedWeights MaskCollate collated_masks create_backbone load_weights parse_masker presets
-    supported_models
+    AsymmetricMaskPolicy AttentionGuidedMasker BlockMasker DINOHead DINOLoss Linear MaskCollate
+    MaskedViT Masker Mixture MultiCropWrapper NoMasker RandomMasker SceneMasker SignalMasker
+    Stratified Uniform ViewMasks ViewPolicy create_backbone load_weights mask_pixels parse_masker
+    collating masking models objectives policies presets
 """.split()  # noqa: SIM905  # one literal list, to be read
 
 # A module imports only from floors below its own. docs/architecture.md shows the same table.

@@ -135,7 +135,6 @@ def test_settings_are_tried_on_training_images(example: ModuleType, settings: Se
 @pytest.mark.parametrize(
     ("model", "pool"),
     [
-        ("vit_tiny_patch16_224", "token"),
         ("vit_tiny_patch16_224", "avg"),
         ("eva02_tiny_patch14_224", "own"),
     ],
@@ -190,7 +189,7 @@ def test_the_layers_learn_by_their_depth(example: ModuleType, settings: Settings
     assert max(rates) < s.lr * s.batch_size / 256 / 4, "and comes down"
 
 
-@pytest.mark.parametrize(("epochs", "warm"), [(4, 1.0), (3, 2.0), (2, 0.0), (1, 0.9)])
+@pytest.mark.parametrize(("epochs", "warm"), [(3, 2.0), (2, 0.0)])
 def test_the_learning_rate_has_no_jump(
     example: ModuleType, settings: Settings, epochs: int, warm: float
 ) -> None:
@@ -294,12 +293,6 @@ def test_loaders_as_the_trainer_has_them(
         s = settings(epochs=1, workers=workers)
         list(example.batches(example.Augmented(None, None, 0), s))
     assert seen == [0, 3, 8, 2]
-
-
-def test_an_average_of_the_weights(example: ModuleType, settings: Settings, tmp_path: Path) -> None:
-    _, last = tuned(example, settings(), tmp_path / "a.safetensors")
-    _, average = tuned(example, settings(ema=0.9), tmp_path / "b.safetensors")
-    assert not torch.equal(last["head.weight"], average["head.weight"])
 
 
 @pytest.mark.parametrize(

@@ -28,24 +28,24 @@ MASKERS: dict[str, md.Masker | None] = {
     "dinov2": md.BlockMasker(md.Stratified(0.1, 0.5, share=0.5), exact=False),
     "dinov3": md.BlockMasker(md.Stratified(0.1, 0.5, share=0.5, jitter=False)),
     "attmask_high": md.AttentionGuidedMasker(HALF).sometimes(0.5),
-    "attmask_hint": md.AttentionHintMasker(HALF, HALF, 0.1, exact=False).sometimes(0.5),
+    "attmask_hint": md.masking.AttentionHintMasker(HALF, HALF, 0.1, exact=False).sometimes(0.5),
     "attmask_low": md.AttentionGuidedMasker(HALF, hide="least").sometimes(0.5),
-    "mst": md.AttentionGuidedMasker(1 / 8, hide="least") & md.BernoulliMasker(0.5),
+    "mst": md.AttentionGuidedMasker(1 / 8, hide="least") & md.masking.BernoulliMasker(0.5),
     "msn": md.RandomMasker(0.15).shared(),
-    "capi": md.SingleBlockMasker(0.65, inverse=True).rolled(),
-    "ijepa": md.MultiBlockMasker().exactly(0.6),
-    "data2vec2": md.SquaresMasker(0.8, inverse=True),
+    "capi": md.masking.SingleBlockMasker(0.65, inverse=True).rolled(),
+    "ijepa": md.masking.MultiBlockMasker().exactly(0.6),
+    "data2vec2": md.masking.SquaresMasker(0.8, inverse=True),
     "milan": ~md.AttentionGuidedMasker(0.25, temperature=1.0),
-    "cluster": md.ClusterMasker(0.5),
+    "cluster": md.masking.ClusterMasker(0.5),
     "beit": md.BlockMasker(75 / 196, min_patches=16, exact=False),
     "mae": md.RandomMasker(0.75),
-    "mae_grid": md.GridMasker(2),
+    "mae_grid": md.masking.GridMasker(2),
     "simmim": md.RandomMasker(0.6).in_units(2),
-    "um_mae": md.GridMasker(2, random=True),
-    "colormae": md.ColorNoiseMasker(0.75, "green"),
+    "um_mae": md.masking.GridMasker(2, random=True),
+    "colormae": md.masking.ColorNoiseMasker(0.75, "green"),
     "hpm": md.SignalMasker(0.75, "loss", share=md.Linear(0, 0.5)),
-    "semmae": md.PartMasker(0.75),
-    "dppmask": md.DPPMasker(0.75),
+    "semmae": md.masking.PartMasker(0.75),
+    "dppmask": md.masking.DPPMasker(0.75),
 }
 PAIRS = {"dino", "asymmetric", "ibot", "dinov2", "dinov3", "mst", "msn", "adios"} | {
     f"attmask_{which}" for which in ("high", "hint", "low")
@@ -112,7 +112,7 @@ def test_its_masks_can_be_applied_as_it_says(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_preset_holds_its_network(name: str) -> None:
     masker = build(name).student_global
-    assert isinstance(masker, md.LearnedMasker)
+    assert isinstance(masker, md.masking.LearnedMasker)
     assert masker.network is NETWORK
     assert build(name) != presets.ALL[name](Brightness())
     assert repr(presets.ALL[name](NETWORK, 0.3)) == f"presets.{name}(Brightness(), ratio=0.3)"

@@ -126,7 +126,7 @@ def test_values() -> None:
     assert policy == md.ViewPolicy(student_global=RANDOM) == md.ViewPolicy.asymmetric(RANDOM)
     assert hash(policy) == hash(md.ViewPolicy(student_global=RANDOM))
     assert policy != md.ViewPolicy.none()
-    assert eval(repr(policy), vars(md)) == policy
+    assert eval(repr(policy), {**vars(md), **vars(md.masking)}) == policy
     assert pickle.loads(pickle.dumps(policy)) == policy
 
 
@@ -180,7 +180,11 @@ def test_each_view_can_have_its_own_masker() -> None:
 def test_a_masker_for_each_view_is_a_value() -> None:
     policy = md.AsymmetricMaskPolicy(EACH)
     assert policy == md.ViewPolicy(student_global=tuple(EACH)) != md.AsymmetricMaskPolicy(EACH[0])
-    assert eval(repr(policy), vars(md)) == policy == pickle.loads(pickle.dumps(policy))
+    assert (
+        eval(repr(policy), {**vars(md), **vars(md.masking)})
+        == policy
+        == pickle.loads(pickle.dumps(policy))
+    )
     assert "[RandomMasker(0.5), None]" in str(policy)
     assert POLICIES["asymmetric"](parse_cell("[RandomMasker(0.5), None]")) == policy
     assert hash(policy) == hash(md.ViewPolicy(student_global=EACH))

@@ -250,7 +250,9 @@ def _stubbed(packages: tuple[str, ...]) -> Iterator[None]:
 def draws(masker: md.Masker, request: Request) -> Draw:
     """Return a function that draws a batch with one of our maskers."""
     batch, grid, device = request.batch, request.grid, request.device
-    if isinstance(masker, md.MultiBlockMasker):  # it gives the target blocks as well, as I-JEPA's
+    if isinstance(
+        masker, md.masking.MultiBlockMasker
+    ):  # it gives the target blocks as well, as I-JEPA's
         return lambda: masker.draw_blocks(batch, grid, device=device)
     signals = {name: request.signal(name) for name in masker.needs}
 
@@ -374,14 +376,6 @@ def _um_mae(module: Any, request: Request) -> Draw:
     return _stacked(module.RandomMaskingGenerator(request.grid, 0.75, regular=True), request)
 
 
-def _colormae(module: Any, request: Request) -> Draw:
-    noise = Path(module.__file__).parents[2] / "noise_colors/green/green_noise_data_3072.npz"
-    if not noise.is_file():
-        raise AbsentError(f"its noise patterns, a download of their own, are not in {noise.parent}")
-    masking = module.ColorMasking(request.grid[0], request.share, str(noise))
-    return lambda: masking.color_noise_mask(masking.extract_windows(request.batch))
-
-
 def _spt(**settings: float) -> Callable[[Any, Request], Draw]:
     def make(module: Any, request: Request) -> Draw:
         tokens = request.tokens()
@@ -434,7 +428,6 @@ _DATA2VEC2 = ("data2vec2", "fairseq/data/data_utils.py", _HUB + "facebookresearc
 _MAE = ("mae", "models_mae.py", _HUB + "facebookresearch/mae")
 _SIMMIM = ("simmim", "data/data_simmim.py", _HUB + "microsoft/SimMIM")
 _UM_MAE = ("um_mae", "mask_transform.py", _HUB + "implus/UM-MAE")
-_COLORMAE = ("colormae", "models/utils/masking_generator.py", _HUB + "carlosh93/ColorMAE")
 _ATTMASK = ("attmask", "attmask.py", _HUB + "gkakogeorgiou/attmask")
 _MILAN = ("milan", "models_milan.py", _HUB + "zejiangh/MILAN")
 
@@ -453,7 +446,7 @@ def _short(r: Request) -> md.Masker:
 
 
 def _inverse(r: Request) -> md.Masker:
-    return md.SingleBlockMasker(r.share, inverse=True).rolled()
+    return md.masking.SingleBlockMasker(r.share, inverse=True).rolled()
 
 
 def _random(r: Request) -> md.Masker:
@@ -477,22 +470,23 @@ PEERS: tuple[Peer, ...] = (
          ("torchvision", "lightly")),
     Peer("mmpretrain BEiTMaskGenerator", *_MMPRETRAIN, lambda r: md.BlockMasker(r.share),
          _mmpretrain("BEiTMaskGenerator", lambda r: (r.grid, r.hidden)), 3, _MM_STUBS),
-    Peer("CAPI block", *_CAPI, lambda r: md.SingleBlockMasker(r.share),
+    Peer("CAPI block", *_CAPI, lambda r: md.masking.SingleBlockMasker(r.share),
          _capi("BlockMasking", roll=False), 3, _CAPI_STUBS),
-    Peer("CAPI block, rolled", *_CAPI, lambda r: md.SingleBlockMasker(r.share).rolled(),
+    Peer("CAPI block, rolled", *_CAPI, lambda r: md.masking.SingleBlockMasker(r.share).rolled(),
          _capi("BlockMasking"), 3, _CAPI_STUBS),
     Peer("CAPI inverse block", *_CAPI, _inverse, _capi("InverseBlockMasking"), 3, _CAPI_STUBS),
     Peer("Franca inverse block", *_FRANCA, _inverse, _franca, 3),
     Peer("lightly random_inverse_block_mask", *_LIGHTLY, _inverse, _lightly_inverse, 3,
          ("torchvision", "lightly")),
     Peer("stable-pretraining crop", *_SPT,
-         lambda r: md.SingleBlockMasker(r.share, aspect=(0.75, 1.33), inverse=True),
+         lambda r: md.masking.SingleBlockMasker(r.share, aspect=(0.75, 1.33), inverse=True),
          _spt(crop_ratio=1.0), 3, _SPT_STUBS, loop=False),
-    Peer("stable-pretraining blocks of 4", *_SPT, lambda r: md.SquaresMasker(r.share, size=4),
+    Peer("stable-pretraining blocks of 4", *_SPT,
+         lambda r: md.masking.SquaresMasker(r.share, size=4),
          _spt(block_size=4), 3, _SPT_STUBS, loop=False),
-    Peer("data2vec 2.0", *_DATA2VEC2, lambda r: md.SquaresMasker(r.share, inverse=True),
+    Peer("data2vec 2.0", *_DATA2VEC2, lambda r: md.masking.SquaresMasker(r.share, inverse=True),
          _data2vec2, 3, ("fairseq",)),
-    Peer("I-JEPA, its own ratios", *_IJEPA, lambda r: md.MultiBlockMasker(), _ijepa, 3),
+    Peer("I-JEPA, its own ratios", *_IJEPA, lambda r: md.masking.MultiBlockMasker(), _ijepa, 3),
     Peer("MAE", *_MAE, _random, _mae, 2, ("timm", "util"), loop=False),
     Peer("stable-pretraining random", *_SPT, _random, _spt(), None, _SPT_STUBS, loop=False),
     Peer("lightly random_token_mask", *_LIGHTLY, _random, _lightly_token, None,
@@ -503,15 +497,14 @@ PEERS: tuple[Peer, ...] = (
         module.MaskGenerator(*_simmim(r)), r), None, ("torchvision", "timm")),
     Peer("mmpretrain SimMIMMaskGenerator", *_MMPRETRAIN, _units,
          _mmpretrain("SimMIMMaskGenerator", _simmim), None, _MM_STUBS),
-    Peer("UM-MAE, ratio 0.75", *_UM_MAE, lambda r: md.GridMasker(2, random=True), _um_mae, None,
+    Peer("UM-MAE, ratio 0.75", *_UM_MAE,
+         lambda r: md.masking.GridMasker(2, random=True), _um_mae, None,
          _VISION),
-    Peer("ColorMAE", *_COLORMAE, lambda r: md.ColorNoiseMasker(r.share, color="green"), _colormae,
-         None, ("matplotlib",), loop=False),
     Peer("AttMask high", *_ATTMASK, lambda r: md.AttentionGuidedMasker(r.share),
          _attmask("attmask_high"), 2, loop=False),
     Peer("AttMask low", *_ATTMASK, lambda r: md.AttentionGuidedMasker(r.share, hide="least"),
          _attmask("attmask_low"), 2, loop=False),
-    Peer("AttMask hint", *_ATTMASK, lambda r: md.AttentionHintMasker(r.share, exact=False),
+    Peer("AttMask hint", *_ATTMASK, lambda r: md.masking.AttentionHintMasker(r.share, exact=False),
          _attmask("attmask_hint"), 2, loop=False),
     Peer("MILAN", *_MILAN,
          lambda r: ~md.AttentionGuidedMasker(round(1 - r.share, 8), temperature=1.0), _milan, None,
@@ -521,21 +514,21 @@ PEERS: tuple[Peer, ...] = (
 
 OURS: tuple[Callable[[Request], md.Masker], ...] = (
     _random,
-    lambda r: md.BernoulliMasker(r.share),
+    lambda r: md.masking.BernoulliMasker(r.share),
     _units,
-    lambda r: md.GridMasker(2, random=True),
-    lambda r: md.CheckerboardMasker(),
+    lambda r: md.masking.GridMasker(2, random=True),
+    lambda r: md.masking.CheckerboardMasker(),
     lambda r: md.BlockMasker(r.share),
-    lambda r: md.SingleBlockMasker(r.share),
+    lambda r: md.masking.SingleBlockMasker(r.share),
     _inverse,
-    lambda r: md.SquaresMasker(r.share, inverse=True),
-    lambda r: md.MultiBlockMasker(),
-    lambda r: md.ColorNoiseMasker(r.share),
+    lambda r: md.masking.SquaresMasker(r.share, inverse=True),
+    lambda r: md.masking.MultiBlockMasker(),
+    lambda r: md.masking.ColorNoiseMasker(r.share),
     lambda r: md.AttentionGuidedMasker(r.share),
     lambda r: md.AttentionGuidedMasker(r.share, temperature=1.0),
-    lambda r: md.AttentionHintMasker(r.share),
+    lambda r: md.masking.AttentionHintMasker(r.share),
     lambda r: md.SignalMasker(r.share, "loss"),
-    lambda r: md.PartMasker(r.share),
-    lambda r: md.ClusterMasker(r.share),
+    lambda r: md.masking.PartMasker(r.share),
+    lambda r: md.masking.ClusterMasker(r.share),
 )
 """One of each of ours, for a table that needs no peer; its first is what the others are held to."""

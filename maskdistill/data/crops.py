@@ -1,9 +1,12 @@
-"""The random numbers of augmentation: drawn apart from being used, and by no generator.
+"""Multi-crop augmentation of DINO: how crops are sampled, cut out, resized and recoloured.
 
-A number is a hash of its address: seed, epoch, image, view, and which number of the view it is. So
-a crop does not depend on what was drawn before it, in which process, or in which batch, and a whole
-batch is drawn at once. The hash is SplitMix64 (Steele, Lea and Flood, 2014), in integers, which
-every device and version computes alike; all draws are made on the CPU.
+    crops = MultiCrop(64, 32, local_crops=6)(image)      # one image
+    crops = transform.cut(images, image_keys(seed, epochs, indices))   # a batch
+
+What is random about a crop is a hash of its address: seed, epoch, image, view, and which number of
+the view it is. So a crop does not depend on what was sampled before it, in which process, or in
+which batch. The hash is SplitMix64 (Steele, Lea and Flood, 2014), in integers, which every device
+and version computes alike, always on the CPU.
 """
 
 from __future__ import annotations
@@ -22,6 +25,219 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""ImageNet's colour statistics, by which every input is normalised."""
+
+Picture = Image.Image | Tensor
+"""An image to cut: a Pillow image, or a uint8 tensor ``(3, H, W)``."""
+
+
+class Crops(NamedTuple):
+    """The views of one image, or of a batch of images.
+
+    Attributes:
+        images: one uint8 tensor per crop, ``(3, H, W)`` or ``(B, 3, H, W)``, global crops first.
+        boxes: ``(V, 4)`` or ``(B, V, 4)`` floats: left, top, right, bottom of each crop, as shares
+            of the image's width and height.
+        flipped: ``(V,)`` or ``(B, V)`` bool: whether the crop was mirrored, after cutting.
+    """
+
+    images: list[Tensor]
+    boxes: Tensor
+    flipped: Tensor
+
+
+@dataclass(frozen=True)
+class MultiCrop:
+    """Cuts two global and several local crops out of an image, each augmented as in DINO.
+
+    >>> from maskdistill.data import Scenes
+    >>> crops = MultiCrop(64, 32, local_crops=6)(Scenes(1, 96)[0][0])
+    >>> [tuple(crop.shape) for crop in crops.images[:3]], tuple(crops.boxes.shape)
+    ([(3, 64, 64), (3, 64, 64), (3, 32, 32)], (8, 4))
+
+    Random resized crop (bicubic), mirror with probability 0.5, colour jitter (0.4, 0.4, 0.2, 0.1)
+    with 0.8, grey with 0.2; blur of radius 0.1 to 2 pixels, at 224 pixels a side, with 1.0, 0.1 and
+    0.5 on the first global, the second global and the local crops; solarisation with 0.2 on the
+    second global one (Caron et al., 2021; blur after Grill et al., 2020). A crop depends on its
+    image and the image's key alone, whether it is cut alone, in a batch or on a device.
+
+    Args:
+        global_size: pixels of the global crops' sides; 224 in the paper.
+        local_size: pixels of the local crops' sides; 96 in the paper.
+        local_crops: number of local crops.
+        global_scale: least and greatest share of the image's area in a global crop.
+        local_scale: the same for local crops.
+    """
+
+    global_size: int
+    local_size: int
+    local_crops: int = 8
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.4)
+
+    def __call__(self, image: Picture) -> Crops:
+        """Return all views of one image; its key comes from torch's global generator."""
+        key = torch.randint(torch.iinfo(torch.int64).max, (1,))
+        crops = self.cut([image], key)
+        return Crops([view[0] for view in crops.images], crops.boxes[0], crops.flipped[0])
+
+    def sample(self, keys: Tensor, sizes: Tensor) -> CropParameters:
+        """Sample how the images of these keys are cut and coloured.
+
+        >>> transform = MultiCrop(64, 32, local_crops=6)
+        >>> transform.sample(torch.tensor([5, 6]), torch.tensor([[48, 64], [96, 96]])).box.shape
+        torch.Size([2, 8, 4])
+
+        Args:
+            keys: ``(B,)`` int64, from `image_keys`.
+            sizes: ``(B, 2)`` int64: height and width of each image in pixels.
+        """
+        return sample_crops(keys, sizes, self._distribution)
+
+    def cut(self, images: Sequence[Picture], keys: Tensor) -> Crops:
+        """Return all views of a batch of images of any sizes, on the CPU.
+
+        >>> images = torch.zeros(2, 3, 48, 64, dtype=torch.uint8)
+        >>> MultiCrop(32, 16, local_crops=2).cut(list(images), torch.tensor([5, 6])).images[2].shape
+        torch.Size([2, 3, 16, 16])
+
+        Args:
+            images: B images.
+            keys: ``(B,)`` int64, which decide everything random.
+
+        Raises:
+            ValueError: a tensor that is not uint8 ``(3, H, W)``, or an image without pixels.
+        """
+        pixels = [as_pixels(image) for image in images]
+        sizes = torch.tensor([image.shape[1:] for image in pixels])
+        parameters = self.sample(keys, sizes)
+        boxes, flips = parameters.box.tolist(), parameters.flip.tolist()
+        views: list[Tensor] = []
+        for group, size in self._groups:
+            crops = torch.empty(
+                group.stop - group.start, len(pixels), 3, size, size, dtype=torch.uint8
+            )
+            for i, image in enumerate(pixels):
+                for j in range(group.start, group.stop):
+                    cut(image, boxes[i][j], flips[i][j], size, crops[j - group.start, i])
+            colour_(crops.flatten(0, 1), parameters.stacked(group))
+            views += crops.unbind()
+        return Crops(views, _shares(parameters.box, sizes), parameters.flip)
+
+    def cut_resident(self, canvas: Tensor, sizes: Tensor, keys: Tensor) -> Crops:
+        """Return all views of a batch of images that lie in a device's memory.
+
+        Args:
+            canvas: ``(B, H, W, 3)`` uint8; images that are smaller lie in the upper left corner.
+            sizes: ``(B, 2)`` int64: height and width of each, on the CPU.
+            keys: ``(B,)`` int64, on the CPU.
+
+        Returns:
+            The crops, boxes and flips on the canvas's device; the same as `cut`'s to about two grey
+            levels.
+        """
+        parameters, device = self.sample(keys, sizes), canvas.device
+        boxes, flips = (to_device(x, device) for x in (parameters.box, parameters.flip))
+        views: list[Tensor] = []
+        for group, size in self._groups:
+            crops = cut_batch(canvas, boxes[:, group], flips[:, group], size)
+            colour_(crops.flatten(0, 1), parameters.stacked(group))
+            views += crops.unbind()
+        return Crops(views, to_device(_shares(parameters.box, sizes), device), flips)
+
+    @functools.cached_property
+    def _distribution(self) -> CropDistribution:
+        local = self.local_crops
+        radius = self.global_size / 224  # the paper's is of crops of 224 pixels
+        return CropDistribution(
+            scale=torch.tensor([self.global_scale] * 2 + [self.local_scale] * local),
+            blur=torch.tensor([1.0, 0.1] + [0.5] * local),
+            solarize=torch.tensor([0.0, 0.2] + [0.0] * local),
+            radius=(0.1 * radius, 2.0 * radius),
+        )
+
+    @property
+    def _groups(self) -> list[tuple[slice, int]]:
+        """The views of each size, which are worked on together."""
+        groups = [(slice(0, 2), self.global_size)]
+        if self.local_crops:
+            groups.append((slice(2, 2 + self.local_crops), self.local_size))
+        return groups
+
+
+def _shares(box: Tensor, sizes: Tensor) -> Tensor:
+    """Turn boxes in pixels (left, top, width, height) into edges as shares of the image."""
+    edges = torch.cat([box[..., :2], box[..., :2] + box[..., 2:]], dim=-1)
+    return edges / sizes.flip(-1).repeat(1, 2)[:, None]
+
+
+# --- whole images
+
+
+def as_pixels(image: Picture) -> Tensor:
+    """Return an image as a uint8 tensor ``(3, H, W)``, its channels side by side in memory.
+
+    Raises:
+        ValueError: a tensor that is not uint8 ``(3, H, W)``, or an image without pixels.
+    """
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3:
+            raise ValueError(
+                f"an image must be a uint8 tensor (3, H, W), not {image.dtype} "
+                f"{tuple(image.shape)}; pass what was decoded, before it is normalised."
+            )
+        pixels = image
+    else:
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    if not pixels.numel():
+        raise ValueError(f"an image must have pixels; this one is {tuple(pixels.shape)}.")
+    return pixels
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor from the CPU without making the host wait, where that can be."""
+    pinned = values.pin_memory() if device.type == "cuda" else values
+    return pinned.to(device, non_blocking=True)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Turn uint8 images ``(..., 3, H, W)`` into floats, normalised by ImageNet's statistics."""
+    shift, scale = _statistics(images.device)
+    pixels = images.float()
+    if pixels is images:  # floats already, which are not ours to change
+        pixels = images.clone()
+    return pixels.mul_(scale).add_(shift)
+
+
+@functools.cache  # moving them to an accelerator in every step would make the host wait
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
+    return (-mean / std).float().to(device), (1 / (255 * std)).float().to(device)
+
+
+def resize_for_evaluation(image: Image.Image, size: int, *, crop: bool = True) -> Tensor:
+    """Return an image as a uint8 tensor ``(3, size, size)``, the same each time.
+
+    Args:
+        image: RGB.
+        size: pixels of a side.
+        crop: resize the shorter side to size * 256 / 224 and cut out the centre, as DINO's
+            evaluation does; False squeezes the whole image into the square.
+    """
+    if not crop:
+        return as_pixels(image.resize((size, size), Image.Resampling.BICUBIC))
+    short = round(size * 256 / 224)
+    wide, high = (int(short * side / min(image.size)) for side in image.size)
+    left, top = round((wide - size) / 2), round((high - size) / 2)
+    image = image.resize((wide, high), Image.Resampling.BICUBIC)
+    return as_pixels(image.crop((left, top, left + size, top + size)))
+
+
+# --- parameters: what is random about a crop
+
 RATIO = (3 / 4, 4 / 3)
 """Least and greatest width / height of a crop."""
 JITTER = (0.4, 0.4, 0.2, 0.1)
@@ -38,47 +254,6 @@ _ORDERS = torch.tensor(list(itertools.permutations(range(4))), dtype=torch.uint8
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _FACTORS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
-
-
-class Draws(NamedTuple):
-    """How the V views of B images are cut and coloured. All tensors lie on the CPU.
-
-    Attributes:
-        box: ``(B, V, 4)`` int64: left, top, width and height in pixels of the image.
-        flip: ``(B, V)`` bool: mirrored left to right.
-        jitter: ``(B, V)`` bool: whether the colours are jittered.
-        factors: ``(B, V, 4)`` float32: of brightness, contrast and saturation; and the hue's shift
-            in turns.
-        order: ``(B, V, 4)`` uint8: which of those four comes first, second, third and last.
-        grey: ``(B, V)`` bool.
-        sigma: ``(B, V)`` float32: the blur's standard deviation in pixels of the crop; 0 is none.
-        solarize: ``(B, V)`` bool.
-    """
-
-    box: Tensor
-    flip: Tensor
-    jitter: Tensor
-    factors: Tensor
-    order: Tensor
-    grey: Tensor
-    sigma: Tensor
-    solarize: Tensor
-
-
-class ViewRates(NamedTuple):
-    """What is drawn for each of V views.
-
-    Attributes:
-        scale: ``(V, 2)``: least and greatest share of the image's area.
-        blur: ``(V,)``: probability of blur.
-        solarize: ``(V,)``: probability of solarisation.
-        radius: least and greatest standard deviation of the blur, in pixels.
-    """
-
-    scale: Tensor
-    blur: Tensor
-    solarize: Tensor
-    radius: tuple[float, float]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -109,20 +284,64 @@ def image_keys(seed: int, epochs: Tensor, indices: Tensor) -> Tensor:
     return _mix(of_epoch + (indices + 1) * _GOLDEN)
 
 
-def draw_views(keys: Tensor, sizes: Tensor, rates: ViewRates) -> Draws:
-    """Draw every view of a batch of images.
+class CropParameters(NamedTuple):
+    """How the V views of B images are cut and coloured. All tensors lie on the CPU.
 
-    >>> rates = ViewRates(torch.tensor([[0.4, 1.0]]), torch.ones(1), torch.zeros(1), (0.1, 2.0))
-    >>> draws = draw_views(torch.arange(5), torch.tensor([[375, 500]] * 5), rates)
-    >>> draws.box.shape, draws.sigma.shape
-    (torch.Size([5, 1, 4]), torch.Size([5, 1]))
+    Attributes:
+        box: ``(B, V, 4)`` int64: left, top, width and height in pixels of the image.
+        flip: ``(B, V)`` bool: mirrored left to right.
+        jitter: ``(B, V)`` bool: whether the colours are jittered.
+        factors: ``(B, V, 4)`` float32: of brightness, contrast and saturation; and the hue's shift
+            in turns.
+        order: ``(B, V, 4)`` uint8: which of those four comes first, second, third and last.
+        grey: ``(B, V)`` bool.
+        sigma: ``(B, V)`` float32: the blur's standard deviation in pixels of the crop; 0 is none.
+        solarize: ``(B, V)`` bool.
+    """
+
+    box: Tensor
+    flip: Tensor
+    jitter: Tensor
+    factors: Tensor
+    order: Tensor
+    grey: Tensor
+    sigma: Tensor
+    solarize: Tensor
+
+    def stacked(self, views: slice) -> CropParameters:
+        """Return those of some views, ``(V * B, ...)``: all images' first view, then the second."""
+        return CropParameters(*(x[:, views].transpose(0, 1).flatten(0, 1) for x in self))
+
+    def rows(self, rows: Tensor) -> CropParameters:
+        """Return some rows."""
+        return CropParameters(*(x[rows] for x in self))
+
+
+class CropDistribution(NamedTuple):
+    """What the parameters of V views are sampled from, besides the constants above.
+
+    Attributes:
+        scale: ``(V, 2)``: least and greatest share of the image's area.
+        blur: ``(V,)``: probability of blur.
+        solarize: ``(V,)``: probability of solarisation.
+        radius: least and greatest standard deviation of the blur, in pixels.
+    """
+
+    scale: Tensor
+    blur: Tensor
+    solarize: Tensor
+    radius: tuple[float, float]
+
+
+def sample_crops(keys: Tensor, sizes: Tensor, distribution: CropDistribution) -> CropParameters:
+    """Sample the parameters of every view of a batch of images.
 
     Args:
         keys: ``(B,)`` int64, from `image_keys`.
         sizes: ``(B, 2)`` int64: height and width of each image in pixels.
-        rates: what to draw for each view.
+        distribution: of each view.
     """
-    views = len(rates.blur)
+    views = len(distribution.blur)
     lanes = _STRIDE * torch.arange(views)[:, None] + torch.arange(_PER_VIEW) + 1
     u = _uniform(_mix(keys[:, None, None] + lanes * _GOLDEN))  # (B, V, numbers)
     areas, ratios, rest = u.split([_ATTEMPTS, _ATTEMPTS, _PER_VIEW - 2 * _ATTEMPTS], dim=-1)
@@ -130,16 +349,16 @@ def draw_views(keys: Tensor, sizes: Tensor, rates: ViewRates) -> Draws:
     spread = torch.tensor(JITTER, dtype=torch.float64)
     shifts = (2 * torch.stack(factors, dim=-1) - 1) * spread
     shifts[..., :HUE] += 1
-    low, high = rates.radius
-    return Draws(
-        box=_boxes(areas, ratios, x, y, sizes, rates.scale.double()),
+    low, high = distribution.radius
+    return CropParameters(
+        box=_boxes(areas, ratios, x, y, sizes, distribution.scale.double()),
         flip=flip < FLIP_RATE,
         jitter=jitter < JITTER_RATE,
         factors=shifts.float(),
         order=_ORDERS[(order * len(_ORDERS)).long()],
         grey=grey < GREY_RATE,
-        sigma=((low + (high - low) * radius) * (blur < rates.blur)).float(),
-        solarize=solarize < rates.solarize,
+        sigma=((low + (high - low) * radius) * (blur < distribution.blur)).float(),
+        solarize=solarize < distribution.solarize,
     )
 
 
@@ -164,8 +383,8 @@ def _boxes(
     centre = torch.stack(
         [((width - whole_w) / 2).floor(), ((height - whole_h) / 2).floor(), whole_w, whole_h], -1
     )
-    drawn = torch.stack([left, top, w, h], dim=-1)
-    return torch.where(fits.any(dim=-1)[..., None], drawn, centre).long()
+    sampled = torch.stack([left, top, w, h], dim=-1)
+    return torch.where(fits.any(dim=-1)[..., None], sampled, centre).long()
 
 
 def _uniform(bits: Tensor) -> Tensor:
@@ -184,6 +403,8 @@ def _shift(x: Tensor, by: int) -> Tensor:
     # torch has no unsigned shift: shift, and clear the copies of the sign.
     return (x >> by) & ((1 << (64 - by)) - 1)
 
+
+# --- resampling: boxes of images to crops of one size
 
 _MEMORY = 1 << 28  # bytes of intermediate results at once
 
@@ -282,6 +503,8 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, far)
 
 
+# --- colours
+
 _LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's weights; sums of them are exact
 _CHUNK = {"cpu": 1 << 17, "other": 1 << 26}  # numbers at once: what a core's cache holds; 256 MiB
 _ALONE = 1 << 16  # numbers of a crop that is blurred by itself on a CPU
@@ -289,58 +512,30 @@ _PASSES = 3  # Pillow's blur is three box blurs
 _NEGLIGIBLE = 4e-3  # weight of the blur's tails that no grey level notices
 
 
-class Colours(NamedTuple):
-    """The part of `Draws` that colours N crops, row by row, on the CPU."""
-
-    jitter: Tensor
-    factors: Tensor
-    order: Tensor
-    grey: Tensor
-    sigma: Tensor
-    solarize: Tensor
-
-    def of(self, rows: Tensor) -> Colours:
-        """Return some rows."""
-        return Colours(*(values[rows] for values in self))
-
-
-def colours_of(draws: Draws, views: slice) -> Colours:
-    """Return the colours of some views, ``(V * B, ...)``, the batch within the views."""
-    fields = (draws.jitter, draws.factors, draws.order, draws.grey, draws.sigma, draws.solarize)
-    return Colours(*(values[:, views].transpose(0, 1).flatten(0, 1) for values in fields))
-
-
-def colour_(images: Tensor, colours: Colours) -> Tensor:
+def colour_(images: Tensor, parameters: CropParameters) -> Tensor:
     """Colour crops in place.
-
-    >>> crops = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
-    >>> halves = torch.tensor([[0.5, 1.0, 1.0, 0.0]] * 2)
-    >>> order = torch.arange(4, dtype=torch.uint8).repeat(2, 1)
-    >>> first, none = torch.tensor([True, False]), torch.tensor([False, False])
-    >>> colour_(crops, Colours(first, halves, order, none, torch.zeros(2), none))[:, 0, 0, 0]
-    tensor([ 50, 100], dtype=torch.uint8)
 
     Args:
         images: ``(N, 3, H, W)`` uint8, contiguous, on any device.
-        colours: N rows.
+        parameters: N rows, as `CropParameters.stacked` gives them; box and flip are not read.
 
     Returns:
         ``images``.
     """
-    where_hue = (colours.order == HUE).int().argmax(dim=1)
+    where_hue = (parameters.order == HUE).int().argmax(dim=1)
     # Sorted by where the hue's turn comes, the crops that turn theirs lie together at every step.
-    # Next come those without jitter, and last those that keep all their colours.
-    place = torch.where(colours.jitter, where_hue, 4)
-    place[~(colours.jitter | colours.grey | (colours.sigma > 0))] = 5
-    by_blur = colours.sigma.argsort(stable=True)  # kernels of a length together
+    # Next come those without jitter, and last those that keep all their parameters.
+    place = torch.where(parameters.jitter, where_hue, 4)
+    place[~(parameters.jitter | parameters.grey | (parameters.sigma > 0))] = 5
+    by_blur = parameters.sigma.argsort(stable=True)  # kernels of a length together
     place, rows = place[by_blur].sort(stable=True)
     rows = by_blur[rows]
     worked = int((place < 5).sum())
     places = place.tolist()
     taps = torch.zeros(len(rows), 1)
-    blurred = colours.sigma.nonzero()[:, 0]
+    blurred = parameters.sigma.nonzero()[:, 0]
     if len(blurred):
-        sides = blur_taps(colours.sigma[blurred].double()).float()
+        sides = blur_taps(parameters.sigma[blurred].double()).float()
         taps = sides.new_zeros(len(rows), sides.shape[1])
         taps[blurred] = sides
     chunk = max(1, _CHUNK["cpu" if images.device.type == "cpu" else "other"] // images[0].numel())
@@ -348,7 +543,7 @@ def colour_(images: Tensor, colours: Colours) -> Tensor:
         stop = min(start + chunk, worked)
         some = rows[start:stop]
         x = _take(images, some).float()
-        work = colours.of(some)
+        work = parameters.rows(some)
         jittered = int(work.jitter.sum())
         if jittered:
             _jitter(x[:jittered], work, places[start : start + jittered])
@@ -357,7 +552,7 @@ def colour_(images: Tensor, colours: Colours) -> Tensor:
         if len(blurred := work.sigma.nonzero()[:, 0]):
             _put(x, blurred, blur(_take(x, blurred), taps[some[blurred]]))
         _put(images, some, _to_bytes(x))
-    if len(some := colours.solarize.nonzero()[:, 0]):
+    if len(some := parameters.solarize.nonzero()[:, 0]):
         x = _take(images, some)
         _put(images, some, x ^ ((x >> 7) * 255))  # 255 - x from 128 on
     return images
@@ -378,17 +573,17 @@ def luma(x: Tensor) -> Tensor:
     return grey.add_(0.5).floor_()
 
 
-def _jitter(x: Tensor, colours: Colours, place: list[int]) -> None:
+def _jitter(x: Tensor, parameters: CropParameters, place: list[int]) -> None:
     """Run the four operations on each crop in its own order; `place` is the hue's, ascending."""
     for turn in range(4):
         start, stop = bisect_left(place, turn), bisect_left(place, turn + 1)
         for rows in (slice(0, start), slice(stop, len(x))):
             if rows.start < rows.stop:
-                operation = colours.order[rows, turn].long()
-                factor = colours.factors[rows].gather(1, operation[:, None])[:, 0]
+                operation = parameters.order[rows, turn].long()
+                factor = parameters.factors[rows].gather(1, operation[:, None])[:, 0]
                 blend_(x[rows], operation, factor)
         if start < stop:
-            rotate_hue_(x[start:stop], colours.factors[start:stop, HUE])
+            rotate_hue_(x[start:stop], parameters.factors[start:stop, HUE])
 
 
 def blend_(x: Tensor, operation: Tensor, factor: Tensor) -> None:
@@ -399,7 +594,7 @@ def blend_(x: Tensor, operation: Tensor, factor: Tensor) -> None:
         operation: ``(n,)``: which of the three, on the CPU.
         factor: ``(n,)``: the share of ``x``, 0 or more; 1 changes nothing. On the CPU.
     """
-    weights = _rows(factor, x)
+    weights = _per_crop(factor, x)
     kinds = set(operation.tolist())
     if kinds & {CONTRAST, SATURATION}:
         grey = luma(x)
@@ -408,11 +603,11 @@ def blend_(x: Tensor, operation: Tensor, factor: Tensor) -> None:
             total = grey.sum(dim=-1, keepdim=True).double().sum(dim=-2, keepdim=True)
             mean = (total / grey[0].numel()).add_(0.5).floor_().float()
             if len(kinds) > 1:
-                mean *= _rows((operation == CONTRAST).float(), x)
+                mean *= _per_crop((operation == CONTRAST).float(), x)
         if kinds == {CONTRAST}:
             grey = mean
         elif kinds != {SATURATION}:
-            grey *= _rows((operation == SATURATION).float(), x)
+            grey *= _per_crop((operation == SATURATION).float(), x)
             if CONTRAST in kinds:
                 grey += mean
         x.sub_(grey).mul_(weights).add_(grey)
@@ -439,7 +634,7 @@ def rotate_hue_(x: Tensor, turns: Tensor) -> None:
     greatest = torch.maximum(torch.maximum(red, green), blue)
     chroma = greatest - least
     p = (green + blue).sub_(red).sub_(least).div_(chroma.clamp(min=1))
-    p = torch.rsub(p, 2).copysign_(blue - green).add_(_rows(6 * turns, x))
+    p = torch.rsub(p, 2).copysign_(blue - green).add_(_per_crop(6 * turns, x))
     p.sub_(p.div(6).round_(), alpha=6)  # back into [-3, 3]
     torch.abs(p, out=red)
     torch.add(p, 1, out=green).abs_()
@@ -467,7 +662,7 @@ def blur(x: Tensor, taps: Tensor) -> Tensor:
     if alone and len(x) > 1:
         return torch.cat([blur(*one) for one in zip(x.split(1), taps.split(1), strict=True)])
     reach = int(taps.any(dim=0).sum()) - 1
-    weights: list[Any] = [_rows(tap, x) for tap in taps[:, : reach + 1].unbind(dim=1)]
+    weights: list[Any] = [_per_crop(tap, x) for tap in taps[:, : reach + 1].unbind(dim=1)]
     if alone:
         weights = taps[0, : reach + 1].tolist()
     for dim in (-1, -2):
@@ -520,7 +715,7 @@ def blur_taps(sigma: Tensor) -> Tensor:
     return taps / (2 * taps.sum(dim=1, keepdim=True) - taps[:, :1])
 
 
-def _rows(values: Tensor, x: Tensor) -> Tensor:
+def _per_crop(values: Tensor, x: Tensor) -> Tensor:
     """Move one number per crop to the crops' device, shaped to work on them."""
     return values.to(x.device, non_blocking=True).view(-1, 1, 1, 1)
 
@@ -542,227 +737,3 @@ def _put(x: Tensor, rows: Tensor, values: Tensor) -> None:
 def _to_bytes(x: Tensor) -> Tensor:
     # On a CPU, by way of int16 it is four times as fast.
     return x.to(torch.int16).to(torch.uint8) if x.device.type == "cpu" else x.to(torch.uint8)
-
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""ImageNet's colour statistics, by which every input is normalised."""
-
-Picture = Image.Image | Tensor
-"""An image to cut: a Pillow image, or a uint8 tensor ``(3, H, W)``."""
-
-
-class Crops(NamedTuple):
-    """The views of one image, or of a batch of images.
-
-    Attributes:
-        images: one uint8 tensor per crop, ``(3, H, W)`` or ``(B, 3, H, W)``, global crops first.
-        boxes: ``(V, 4)`` or ``(B, V, 4)`` floats: left, top, right, bottom of each crop, as shares
-            of the image's width and height.
-        flipped: ``(V,)`` or ``(B, V)`` bool: whether the crop was mirrored, after cutting.
-    """
-
-    images: list[Tensor]
-    boxes: Tensor
-    flipped: Tensor
-
-
-@dataclass(frozen=True)
-class MultiCrop:
-    """Cuts two global and several local crops out of an image, each augmented as in DINO.
-
-    >>> from maskdistill.data import Scenes
-    >>> crops = MultiCrop(64, 32, local_crops=6)(Scenes(1, 96)[0][0])
-    >>> [tuple(crop.shape) for crop in crops.images[:3]], tuple(crops.boxes.shape)
-    ([(3, 64, 64), (3, 64, 64), (3, 32, 32)], (8, 4))
-
-    Random resized crop (bicubic), mirror with probability 0.5, colour jitter (0.4, 0.4, 0.2, 0.1)
-    with 0.8, grey with 0.2; blur of radius 0.1 to 2 pixels with 1.0, 0.1 and 0.5 on the first
-    global, the second global and the local crops; solarisation with 0.2 on the second global one
-    (Caron et al., 2021; blur after Grill et al., 2020). A crop depends on its image and the image's
-    key alone (see `maskdistill.data.crops`), whether it is cut alone, in a batch or on a device.
-
-    Args:
-        global_size: pixels of the global crops' sides; 224 in the paper.
-        local_size: pixels of the local crops' sides; 96 in the paper.
-        local_crops: number of local crops.
-        global_scale: least and greatest share of the image's area in a global crop.
-        local_scale: the same for local crops.
-        blur_scale: factor on the blur's radius, which is meant for crops of 224 pixels; None takes
-            global_size / 224.
-    """
-
-    global_size: int
-    local_size: int
-    local_crops: int = 8
-    global_scale: tuple[float, float] = (0.4, 1.0)
-    local_scale: tuple[float, float] = (0.05, 0.4)
-    blur_scale: float | None = None
-
-    def __call__(self, image: Picture) -> Crops:
-        """Return all views of one image; its key comes from torch's global generator."""
-        key = torch.randint(torch.iinfo(torch.int64).max, (1,))
-        crops = self.cut([image], key)
-        return Crops([view[0] for view in crops.images], crops.boxes[0], crops.flipped[0])
-
-    def draw(self, keys: Tensor, sizes: Tensor) -> Draws:
-        """Draw how the images of these keys are cut and coloured.
-
-        >>> transform = MultiCrop(64, 32, local_crops=6)
-        >>> transform.draw(torch.tensor([5, 6]), torch.tensor([[48, 64], [96, 96]])).box.shape
-        torch.Size([2, 8, 4])
-
-        Args:
-            keys: ``(B,)`` int64, from `maskdistill.data.crops.image_keys`.
-            sizes: ``(B, 2)`` int64: height and width of each image in pixels.
-        """
-        return draw_views(keys, sizes, self._rates)
-
-    def cut(self, images: Sequence[Picture], keys: Tensor) -> Crops:
-        """Return all views of a batch of images of any sizes, on the CPU.
-
-        >>> images = torch.zeros(2, 3, 48, 64, dtype=torch.uint8)
-        >>> MultiCrop(32, 16, local_crops=2).cut(list(images), torch.tensor([5, 6])).images[2].shape
-        torch.Size([2, 3, 16, 16])
-
-        Args:
-            images: B images.
-            keys: ``(B,)`` int64, which decide everything random.
-
-        Raises:
-            ValueError: a tensor that is not uint8 ``(3, H, W)``, or an image without pixels.
-        """
-        pixels = [as_pixels(image) for image in images]
-        sizes = torch.tensor([image.shape[1:] for image in pixels])
-        draws = self.draw(keys, sizes)
-        boxes, flips = draws.box.tolist(), draws.flip.tolist()
-        views: list[Tensor] = []
-        for some, size in self._groups:
-            crops = torch.empty(
-                some.stop - some.start, len(pixels), 3, size, size, dtype=torch.uint8
-            )
-            for i, image in enumerate(pixels):
-                for j in range(some.start, some.stop):
-                    cut(image, boxes[i][j], flips[i][j], size, crops[j - some.start, i])
-            colour_(crops.flatten(0, 1), colours_of(draws, some))
-            views += crops.unbind()
-        return Crops(views, _shares(draws.box, sizes), draws.flip)
-
-    def cut_resident(self, canvas: Tensor, sizes: Tensor, keys: Tensor) -> Crops:
-        """Return all views of a batch of images that lie in a device's memory.
-
-        Args:
-            canvas: ``(B, H, W, 3)`` uint8; images that are smaller lie in the upper left corner.
-            sizes: ``(B, 2)`` int64: height and width of each, on the CPU.
-            keys: ``(B,)`` int64, on the CPU.
-
-        Returns:
-            The crops, boxes and flips on the canvas's device; the same as `cut`'s to about two grey
-            levels.
-        """
-        draws, device = self.draw(keys, sizes), canvas.device
-        boxes, flips = (_to(values, device) for values in (draws.box, draws.flip))
-        views: list[Tensor] = []
-        for some, size in self._groups:
-            crops = cut_batch(canvas, boxes[:, some], flips[:, some], size)
-            colour_(crops.flatten(0, 1), colours_of(draws, some))
-            views += crops.unbind()
-        return Crops(views, _to(_shares(draws.box, sizes), device), flips)
-
-    @functools.cached_property
-    def _rates(self) -> ViewRates:
-        local = self.local_crops
-        radius = self.global_size / 224 if self.blur_scale is None else self.blur_scale
-        return ViewRates(
-            scale=torch.tensor([self.global_scale] * 2 + [self.local_scale] * local),
-            blur=torch.tensor([1.0, 0.1] + [0.5] * local),
-            solarize=torch.tensor([0.0, 0.2] + [0.0] * local),
-            radius=(0.1 * radius, 2.0 * radius),
-        )
-
-    @property
-    def _groups(self) -> list[tuple[slice, int]]:
-        """The views of each size, which are worked on together."""
-        groups = [(slice(0, 2), self.global_size)]
-        if self.local_crops:
-            groups.append((slice(2, 2 + self.local_crops), self.local_size))
-        return groups
-
-
-def as_pixels(image: Picture) -> Tensor:
-    """Return an image as a uint8 tensor ``(3, H, W)``, its channels side by side in memory.
-
-    Raises:
-        ValueError: a tensor that is not uint8 ``(3, H, W)``, or an image without pixels.
-    """
-    if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3:
-            raise ValueError(
-                f"an image must be a uint8 tensor (3, H, W), not {image.dtype} "
-                f"{tuple(image.shape)}; pass what was decoded, before it is normalised."
-            )
-        pixels = image
-    else:
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-        pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-    if not pixels.numel():
-        raise ValueError(f"an image must have pixels; this one is {tuple(pixels.shape)}.")
-    return pixels
-
-
-def _shares(box: Tensor, sizes: Tensor) -> Tensor:
-    """Turn boxes in pixels (left, top, width, height) into edges as shares of the image."""
-    edges = torch.cat([box[..., :2], box[..., :2] + box[..., 2:]], dim=-1)
-    return edges / sizes.flip(-1).repeat(1, 2)[:, None]
-
-
-def _to(values: Tensor, device: torch.device) -> Tensor:
-    # From pinned memory the copy does not make the host wait.
-    pinned = values.pin_memory() if device.type == "cuda" else values
-    return pinned.to(device, non_blocking=True)
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Turn uint8 images ``(..., 3, H, W)`` into floats, normalised by ImageNet's statistics."""
-    shift, scale = _statistics(images.device)
-    pixels = images.float()
-    if pixels is images:  # floats already, which are not ours to change
-        pixels = images.clone()
-    return pixels.mul_(scale).add_(shift)
-
-
-@functools.cache  # moving them to an accelerator in every step would make the host wait
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
-    return (-mean / std).float().to(device), (1 / (255 * std)).float().to(device)
-
-
-def resize_for_evaluation(image: Image.Image, size: int, *, crop: bool = True) -> Tensor:
-    """Return an image as a uint8 tensor ``(3, size, size)``, the same each time.
-
-    Args:
-        image: RGB.
-        size: pixels of a side.
-        crop: resize the shorter side to size * 256 / 224 and cut out the centre, as DINO's
-            evaluation does; False squeezes the whole image into the square.
-    """
-    from torchvision.transforms import InterpolationMode  # takes longer to import than torch
-    from torchvision.transforms import functional as TF
-
-    if crop:
-        image = TF.resize(image, [round(size * 256 / 224)], InterpolationMode.BICUBIC)
-        image = TF.center_crop(image, [size])
-    else:
-        image = TF.resize(image, [size, size], InterpolationMode.BICUBIC)
-    pixels: Tensor = TF.pil_to_tensor(image)
-    return pixels
-
-
-def collate_crops(samples: Sequence[Crops]) -> Crops:
-    """Stack the crops of several images, view by view."""
-    views = zip(*(sample.images for sample in samples), strict=True)
-    return Crops(
-        [torch.stack(view) for view in views],
-        torch.stack([sample.boxes for sample in samples]),
-        torch.stack([sample.flipped for sample in samples]),
-    )

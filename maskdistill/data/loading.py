@@ -1,4 +1,8 @@
-"""Batches of crops that depend on the seed, the epoch and the image alone, never on the workers."""
+"""Batches of crops that depend on the seed, the epoch and the image alone, never on the workers.
+
+`crop_batches` is the one door: `BatchStream` says which images, `CropDataset` cuts them in loader
+workers, and `ResidentImages` on the device that holds their pixels.
+"""
 
 from __future__ import annotations
 
@@ -18,42 +22,251 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from maskdistill.data.crops import Crops, MultiCrop, as_pixels, derive_seed, image_keys
+from maskdistill.data.crops import (
+    Crops,
+    MultiCrop,
+    as_pixels,
+    derive_seed,
+    image_keys,
+    to_device,
+)
+from maskdistill.data.writing import progress
 
-GRACE = 60.0
-"""Seconds that a worker goes on after SIGTERM."""
+__all__ = [
+    "BatchStream",
+    "CropDataset",
+    "DoesNotFitError",
+    "LoaderError",
+    "ResidentImages",
+    "crop_batches",
+    "crop_loader",
+    "derive_seed",
+    "steps_per_epoch",
+]
 
 
-def prepare_worker(worker: int) -> None:
-    """Set a loader's worker up; its ``worker_init_fn``.
+def crop_batches(
+    images: Dataset[tuple[Image.Image, int]] | ResidentImages,
+    transform: MultiCrop,
+    stream: BatchStream,
+    *,
+    seed: int,
+    where: Literal["workers", "device"] = "workers",
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterable[Crops]:
+    """Yield the crops of each batch of a stream, cut on the CPU or on the device.
 
-    Ctrl-C goes to all processes in the terminal, ``torchrun`` passes SIGTERM on to the group of
-    each process, and a scheduler may signal every process of a job. The main process, which
-    finishes its step and saves, needs its workers until then. So only SIGTERM ends one, and not
-    before ``GRACE``, since nobody can tell who sent it: a loader sends it to workers that hang.
+    >>> from maskdistill.data import Scenes
+    >>> stream = BatchStream(10, 4, start=0, stop=2, seed=0)
+    >>> batches = crop_batches(Scenes(10, 48), MultiCrop(32, 16, 2), stream, seed=0)
+    >>> [tuple(batch.images[0].shape) for batch in batches]
+    [(4, 3, 32, 32), (4, 3, 32, 32)]
+
+    Args:
+        images: of ``(RGB image, label)`` pairs, or those already resident on the device.
+        transform: the multi-crop augmentation.
+        stream: which images, batch by batch.
+        seed: of the run.
+        where: ``"workers"`` decodes and cuts in loader processes. ``"device"`` decodes all images
+            once, in the beginning, keeps them in the device's memory, and cuts them there.
+        workers: loader processes; 0 works in this one. With ``"device"``, those that decode.
+        device: where training runs.
+
+    Returns:
+        uint8 crops: in pinned CPU memory if the device is CUDA, or on the device if they are cut
+        there. What they show depends on the seed, the epoch and the image; never on ``workers``.
+
+    Raises:
+        ValueError: ``where`` is unknown, or the images do not fit the device's memory.
+        LoaderError: while iterating, if a worker died.
     """
-    # Workers that each use all cores for one small image only get in each other's way.
-    torch.set_num_threads(1)
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # A handler in Python waits for the main thread, which may hang; its wake-up call does not.
-    signal.signal(signal.SIGTERM, _note)
-    heard, call = os.pipe()
-    os.set_blocking(call, False)
-    signal.set_wakeup_fd(call, warn_on_full_buffer=False)
-    threading.Thread(target=_end_after_grace, args=(heard,), daemon=True).start()
+    device = torch.device(device)
+    if where not in ("workers", "device"):
+        raise ValueError(f'where must be "workers" or "device", not {where!r}.')
+    if isinstance(images, ResidentImages):
+        return _from_memory(images, transform, stream, seed)
+    if where == "device":
+        with deaths_explained(workers):
+            resident = ResidentImages(images, device, workers=workers)
+        return _from_memory(resident, transform, stream, seed)
+    dataset = CropDataset(images, transform, seed)
+    pinned = device.type == "cuda"
+    return _from_workers(crop_loader(dataset, stream, workers=workers, pin_memory=pinned), workers)
 
 
-def _note(number: int, frame: object) -> None:
-    """Do nothing: the thread has heard it."""
+def _from_memory(
+    images: ResidentImages, transform: MultiCrop, stream: BatchStream, seed: int
+) -> Iterator[Crops]:
+    for items in stream:
+        epochs, indices = torch.tensor(items).unbind(dim=1)
+        yield images.crops(transform, indices, image_keys(seed, epochs, indices))
 
 
-def _end_after_grace(heard: int) -> None:
-    os.read(heard, 1)
-    time.sleep(GRACE)
-    os._exit(0)
+def _from_workers(loader: DataLoader[Any], workers: int) -> Iterator[Crops]:
+    batches = iter(loader)
+    try:
+        with deaths_explained(workers):
+            yield from batches
+    finally:
+        if workers:  # left to the garbage collector, it waits five seconds for each after an error
+            batches._shutdown_workers()  # type: ignore[attr-defined]
 
+
+# --- which images
+
+
+class BatchStream(Sampler[list[tuple[int, int]]]):
+    """Yields batches of (epoch, index) for a range of steps, over epochs without a pause.
+
+    Each epoch is a new permutation; what does not fill a batch is left for the next epoch. A step's
+    batch depends on seed, step and rank alone, so a resumed run sees the same data.
+
+    Args:
+        images: number of images.
+        batch_size: per process.
+        start: first step.
+        stop: step after the last.
+        seed: of the run.
+        rank: of this process.
+        world: number of processes.
+
+    Raises:
+        ValueError: fewer images than one step takes.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        *,
+        start: int,
+        stop: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.steps_per_epoch = steps_per_epoch(images, batch_size, world)
+        self.images, self.batch_size = images, batch_size
+        self.start, self.stop, self.seed = start, stop, seed
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield one batch per step."""
+        order, of_epoch = torch.empty(0, dtype=torch.long), -1
+        for step in range(self.start, self.stop):
+            epoch, i = divmod(step, self.steps_per_epoch)
+            if epoch != of_epoch:
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+                order, of_epoch = torch.randperm(self.images, generator=generator), epoch
+            first = (i * self.world + self.rank) * self.batch_size
+            yield [(epoch, int(j)) for j in order[first : first + self.batch_size]]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def steps_per_epoch(images: int, batch_size: int, world: int = 1) -> int:
+    """Return the full batches in an epoch.
+
+    Raises:
+        ValueError: there is not even one.
+    """
+    steps = images // (batch_size * world)
+    if steps < 1:
+        raise ValueError(
+            f"{images} images do not fill one step of {batch_size} x {world} images; "
+            "choose a smaller batch size."
+        )
+    return steps
+
+
+# --- cut in loader workers
+
+
+class CropDataset(Dataset[Crops]):
+    """Images to crops; the item ``(epoch, index)`` is always the same crops.
+
+    Args:
+        images: of ``(RGB image, label)`` pairs; labels are ignored.
+        transform: the multi-crop augmentation.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, images: Dataset[tuple[Image.Image, int]], transform: MultiCrop, seed: int
+    ) -> None:
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, item: tuple[int, int]) -> Crops:
+        """Return the crops of image ``index`` in ``epoch``."""
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> list[Crops]:
+        """Return the crops of several images, for a loader with a collate function of its own."""
+        batch = self.batch(items)
+        rows = zip(zip(*batch.images, strict=True), batch.boxes, batch.flipped, strict=True)
+        return [Crops(list(views), boxes, flipped) for views, boxes, flipped in rows]
+
+    def batch(self, items: list[tuple[int, int]]) -> Crops:
+        """Return the crops of several images, stacked view by view.
+
+        Args:
+            items: ``(epoch, index)`` of each image.
+        """
+        epochs, indices = torch.tensor(items).unbind(dim=1)
+        images = [_image(self.images[index], index) for _, index in items]
+        return self.transform.cut(images, image_keys(self.seed, epochs, indices))
+
+
+def _image(item: Any, index: int) -> Image.Image:
+    """Return the image of an item, refusing what a data set of tensors or without labels gives."""
+    if not isinstance(item, (tuple, list)) or not item or not isinstance(item[0], Image.Image):
+        raise TypeError(
+            f"the data set must give (image, label) pairs with a PIL image; item {index} is "
+            f"{_described(item)}. Wrap it in a Dataset whose items are such pairs."
+        )
+    return item[0]
+
+
+def _described(item: Any) -> str:
+    if isinstance(item, (tuple, list)):
+        return f"({', '.join(type(part).__name__ for part in item)})"
+    return f"of type {type(item).__name__}"
+
+
+def crop_loader(
+    dataset: CropDataset, batches: BatchStream, *, workers: int, pin_memory: bool = False
+) -> DataLoader[Any]:
+    """Return a loader of ``Crops`` batches; the result does not depend on the workers."""
+    return DataLoader(
+        _Batches(dataset),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=unchanged,
+        pin_memory=pin_memory,
+        worker_init_fn=prepare_worker,
+    )
+
+
+class _Batches(Dataset[Crops]):
+    """A data set whose loader gets each batch whole: cut together, never taken apart."""
+
+    def __init__(self, crops: CropDataset) -> None:
+        self.crops = crops
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> Crops:
+        return self.crops.batch(items)
+
+
+def unchanged(batch: Any) -> Any:
+    """Collate nothing: by default a loader turns tuples into lists and arrays into tensors."""
+    return batch
+
+
+# --- cut on the device that holds their pixels
 
 _SAMPLE = 64  # images looked at to estimate the size of all
 _BATCH = 64  # images decoded together
@@ -83,7 +296,7 @@ class ResidentImages:
         device: where to keep and to cut them.
         workers: loader processes that decode; 0 decodes in this one.
         limit: bytes that the pixels may take; None is half of what is free now.
-        progress_bar: show how far decoding is, if it takes longer than two seconds.
+        progress_bar: show how far decoding is, on a terminal.
 
     Attributes:
         sizes: ``(N, 2)`` int64 on the CPU: height and width of each image.
@@ -103,8 +316,6 @@ class ResidentImages:
         limit: int | None = None,
         progress_bar: bool = True,
     ) -> None:
-        from tqdm import tqdm
-
         count = len(images)  # type: ignore[arg-type]
         if count < 1:
             raise ValueError("ResidentImages needs at least one image; this data set is empty.")
@@ -121,18 +332,15 @@ class ResidentImages:
             _BATCH,
             num_workers=workers,
             collate_fn=_end_to_end,
-            worker_init_fn=prepare_worker if workers else None,
+            worker_init_fn=prepare_worker,
         )
+        bar = progress(loader, len(loader), "decoding", "batch") if progress_bar else loader
         sizes, used = [], 0
-        with tqdm(
-            total=count, unit="image", desc="decoding", delay=2, disable=not progress_bar
-        ) as bar:
-            for pixels, shapes in loader:
-                self._make_room(used + len(pixels), f"{count:,} images, {like}")
-                self._pixels[used : used + len(pixels)] = pixels
-                used += len(pixels)
-                sizes.append(shapes)
-                bar.update(len(shapes))
+        for pixels, shapes in bar:
+            self._make_room(used + len(pixels), f"{count:,} images, {like}")
+            self._pixels[used : used + len(pixels)] = pixels
+            used += len(pixels)
+            sizes.append(shapes)
         self.sizes = torch.cat(sizes)
         self._pixels = self._pixels[:used]
         areas = self.sizes.prod(dim=1)
@@ -182,7 +390,7 @@ class ResidentImages:
         if self._alike:
             height, width = self.sizes[0].tolist()
             stacked = self._pixels.view(-1, height, width, 3)
-            return stacked.index_select(0, self._moved(indices))
+            return stacked.index_select(0, to_device(indices, self.device))
         sizes = self.sizes[indices]
         height, width = sizes.amax(dim=0).tolist()
         y, x = (torch.arange(n, device=self.device) for n in (height, width))
@@ -190,17 +398,12 @@ class ResidentImages:
         chunk = max(1, _GATHERED // (height * width))
         for start in range(0, len(indices), chunk):
             some = slice(start, start + chunk)
-            first, h, w = self._moved(
-                torch.cat([self._first[indices[some], None], sizes[some]], 1)
-            ).T
+            layout = torch.cat([self._first[indices[some], None], sizes[some]], dim=1)
+            first, h, w = to_device(layout, self.device).T
             rows = first[:, None] + torch.minimum(y, h[:, None] - 1) * w[:, None]
             places = rows[:, :, None] + torch.minimum(x, w[:, None] - 1)[:, None]
             canvas[some] = self._pixels.index_select(0, places.flatten()).view(canvas[some].shape)
         return canvas
-
-    def _moved(self, values: Tensor) -> Tensor:
-        pinned = values.pin_memory() if self.device.type == "cuda" else values
-        return pinned.to(self.device, non_blocking=True)
 
     def _make_room(self, pixels: int, what: str) -> None:
         if pixels <= len(self._pixels):
@@ -277,219 +480,11 @@ def _size(count: float) -> str:
     return f"{count / 1000**step:.{min(step, 1)}f} {units[step]}"
 
 
-__all__ = [
-    "BatchStream",
-    "CropDataset",
-    "LoaderError",
-    "crop_batches",
-    "crop_loader",
-    "derive_seed",
-    "steps_per_epoch",
-]
+# --- workers
 
 
 class LoaderError(RuntimeError):
     """A loader worker died: killed by the system, most often for memory."""
-
-
-class CropDataset(Dataset[Crops]):
-    """Images to crops; the item ``(epoch, index)`` is always the same crops.
-
-    Args:
-        images: of ``(RGB image, label)`` pairs; labels are ignored.
-        transform: the multi-crop augmentation.
-        seed: of the run.
-    """
-
-    def __init__(
-        self, images: Dataset[tuple[Image.Image, int]], transform: MultiCrop, seed: int
-    ) -> None:
-        self.images = images
-        self.transform = transform
-        self.seed = seed
-
-    def __getitem__(self, item: tuple[int, int]) -> Crops:
-        """Return the crops of image ``index`` in ``epoch``."""
-        return self.__getitems__([item])[0]
-
-    def __getitems__(self, items: list[tuple[int, int]]) -> list[Crops]:
-        """Return the crops of several images, for a loader with a collate function of its own."""
-        batch = self.batch(items)
-        rows = zip(zip(*batch.images, strict=True), batch.boxes, batch.flipped, strict=True)
-        return [Crops(list(views), boxes, flipped) for views, boxes, flipped in rows]
-
-    def batch(self, items: list[tuple[int, int]]) -> Crops:
-        """Return the crops of several images, stacked view by view.
-
-        Args:
-            items: ``(epoch, index)`` of each image.
-        """
-        epochs, indices = torch.tensor(items).unbind(dim=1)
-        images = [_image(self.images[index], index) for _, index in items]
-        return self.transform.cut(images, image_keys(self.seed, epochs, indices))
-
-
-def _image(item: Any, index: int) -> Image.Image:
-    """Return the image of an item, refusing what a data set of tensors or without labels gives."""
-    if not isinstance(item, (tuple, list)) or not item or not isinstance(item[0], Image.Image):
-        raise TypeError(
-            f"the data set must give (image, label) pairs with a PIL image; item {index} is "
-            f"{_described(item)}. Wrap it in a Dataset whose items are such pairs."
-        )
-    return item[0]
-
-
-def _described(item: Any) -> str:
-    if isinstance(item, (tuple, list)):
-        return f"({', '.join(type(part).__name__ for part in item)})"
-    return f"of type {type(item).__name__}"
-
-
-class BatchStream(Sampler[list[tuple[int, int]]]):
-    """Yields batches of (epoch, index) for a range of steps, over epochs without a pause.
-
-    Each epoch is a new permutation; what does not fill a batch is left for the next epoch. A step's
-    batch depends on seed, step and rank alone, so a resumed run sees the same data.
-
-    Args:
-        images: number of images.
-        batch_size: per process.
-        start: first step.
-        stop: step after the last.
-        seed: of the run.
-        rank: of this process.
-        world: number of processes.
-
-    Raises:
-        ValueError: fewer images than one step takes.
-    """
-
-    def __init__(
-        self,
-        images: int,
-        batch_size: int,
-        *,
-        start: int,
-        stop: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.steps_per_epoch = steps_per_epoch(images, batch_size, world)
-        self.images, self.batch_size = images, batch_size
-        self.start, self.stop, self.seed = start, stop, seed
-        self.rank, self.world = rank, world
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield one batch per step."""
-        order, of_epoch = torch.empty(0, dtype=torch.long), -1
-        for step in range(self.start, self.stop):
-            epoch, i = divmod(step, self.steps_per_epoch)
-            if epoch != of_epoch:
-                generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-                order, of_epoch = torch.randperm(self.images, generator=generator), epoch
-            first = (i * self.world + self.rank) * self.batch_size
-            yield [(epoch, int(j)) for j in order[first : first + self.batch_size]]
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-def steps_per_epoch(images: int, batch_size: int, world: int = 1) -> int:
-    """Return the full batches in an epoch.
-
-    Raises:
-        ValueError: there is not even one.
-    """
-    steps = images // (batch_size * world)
-    if steps < 1:
-        raise ValueError(
-            f"{images} images do not fill one step of {batch_size} x {world} images; "
-            "choose a smaller batch size."
-        )
-    return steps
-
-
-def crop_loader(
-    dataset: CropDataset, batches: BatchStream, *, workers: int, pin_memory: bool = False
-) -> DataLoader[Any]:
-    """Return a loader of ``Crops`` batches; the result does not depend on the workers."""
-    return DataLoader(
-        _Batches(dataset),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=pin_memory,
-        worker_init_fn=prepare_worker if workers else None,
-    )
-
-
-def crop_batches(
-    images: Dataset[tuple[Image.Image, int]] | ResidentImages,
-    transform: MultiCrop,
-    stream: BatchStream,
-    *,
-    seed: int,
-    where: Literal["workers", "device"] = "workers",
-    workers: int = 0,
-    device: torch.device | str = "cpu",
-) -> Iterable[Crops]:
-    """Yield the crops of each batch of a stream, cut on the CPU or on the device.
-
-    >>> from maskdistill.data import Scenes
-    >>> stream = BatchStream(10, 4, start=0, stop=2, seed=0)
-    >>> batches = crop_batches(Scenes(10, 48), MultiCrop(32, 16, 2), stream, seed=0)
-    >>> [tuple(batch.images[0].shape) for batch in batches]
-    [(4, 3, 32, 32), (4, 3, 32, 32)]
-
-    Args:
-        images: of ``(RGB image, label)`` pairs, or those already resident on the device.
-        transform: the multi-crop augmentation.
-        stream: which images, batch by batch.
-        seed: of the run.
-        where: ``"workers"`` decodes and cuts in loader processes. ``"device"`` decodes all images
-            once, in the beginning, keeps them in the device's memory, and cuts them there.
-        workers: loader processes; 0 works in this one. With ``"device"``, those that decode.
-        device: where training runs.
-
-    Returns:
-        uint8 crops: in pinned CPU memory if the device is CUDA, or on the device if they are cut
-        there. What they show depends on the seed, the epoch and the image; never on ``workers``.
-
-    Raises:
-        ValueError: ``where`` is unknown, or the images do not fit the device's memory.
-        LoaderError: while iterating, if a worker died.
-    """
-    device = torch.device(device)
-    if where not in ("workers", "device"):
-        raise ValueError(f'where must be "workers" or "device", not {where!r}.')
-    if isinstance(images, ResidentImages):
-        return _from_memory(images, transform, stream, seed)
-    if where == "device":
-        with deaths_explained(workers):
-            resident = ResidentImages(images, device, workers=workers)
-        return _from_memory(resident, transform, stream, seed)
-    dataset = CropDataset(images, transform, seed)
-    pinned = device.type == "cuda"
-    return _from_workers(crop_loader(dataset, stream, workers=workers, pin_memory=pinned), workers)
-
-
-def _from_memory(
-    images: ResidentImages, transform: MultiCrop, stream: BatchStream, seed: int
-) -> Iterator[Crops]:
-    for items in stream:
-        epochs, indices = torch.tensor(items).unbind(dim=1)
-        yield images.crops(transform, indices, image_keys(seed, epochs, indices))
-
-
-def _from_workers(loader: DataLoader[Any], workers: int) -> Iterator[Crops]:
-    batches = iter(loader)
-    while True:
-        with deaths_explained(workers):
-            crops = next(batches, None)
-        if crops is None:
-            return
-        yield crops
 
 
 @contextlib.contextmanager
@@ -508,18 +503,39 @@ def deaths_explained(workers: int) -> Iterator[None]:
         ) from error
 
 
-class _Batches(Dataset[Crops]):
-    """A data set whose loader gets each batch whole: cut together, never taken apart."""
-
-    def __init__(self, crops: CropDataset) -> None:
-        self.crops = crops
-
-    def __getitems__(self, items: list[tuple[int, int]]) -> Crops:
-        return self.crops.batch(items)
+GRACE = 60.0
+"""Seconds that a worker goes on after SIGTERM."""
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def prepare_worker(worker: int) -> None:
+    """Set a loader's worker up; its ``worker_init_fn``.
+
+    Ctrl-C goes to all processes in the terminal, ``torchrun`` passes SIGTERM on to the group of
+    each process, and a scheduler may signal every process of a job. The main process, which
+    finishes its step and saves, needs its workers until then. So only SIGTERM ends one, and not
+    before ``GRACE``, since nobody can tell who sent it: a loader sends it to workers that hang.
+    """
+    # Workers that each use all cores for one small image only get in each other's way.
+    torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # A handler in Python waits for the main thread, which may hang; its wake-up call does not.
+    signal.signal(signal.SIGTERM, _note)
+    heard, call = os.pipe()
+    os.set_blocking(call, False)
+    signal.set_wakeup_fd(call, warn_on_full_buffer=False)
+    threading.Thread(target=_end_after_grace, args=(heard,), daemon=True).start()
+
+
+def _note(number: int, frame: object) -> None:
+    """Do nothing: the thread has heard it."""
+
+
+def _end_after_grace(heard: int) -> None:
+    os.read(heard, 1)
+    time.sleep(GRACE)
+    os._exit(0)
 
 
 def cores() -> int:

@@ -3,15 +3,16 @@
     pack("mini-imagenet", "mini.npz")                # opens by memory map, decodes in workers
     pack_shards("imagenet", "shards", 256, size=256)  # streams, for data beyond a disk
 
+Images are gathered in a first pass, which decodes each of them once, and written in a second.
 Encoded images are copied byte by byte, unless they are to be made smaller. Nothing is ever in
 memory as a whole. What is written appears under its name only when it is complete.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
+import tarfile
 import tempfile
 import warnings
 import zipfile
@@ -41,201 +42,15 @@ from maskdistill.data.writing import (
     to_disk,
 )
 
+__all__ = ["Packed", "pack", "pack_shards"]
+
+_SPLITS = ("train", "val", "test")
+_DATE = (1980, 1, 1, 0, 0, 0)  # the same content gives the same file
+_ORDER_SEED = 0
 _BATCH = 32
 _FEW = 512
 """Below this many images, starting worker processes costs more than it saves."""
 _SUFFIX = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "PPM": "ppm"}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What to do to images: `Recipe(size=256, quality=90)`.
-
-    Args:
-        size: pixels of the shorter side of what is larger; None leaves sizes alone.
-        quality: of JPEG, 1 to 95; None encodes at 95 what became smaller, and copies the rest.
-    """
-
-    size: int | None = None
-    quality: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"size must be at least 1 pixel, not {self.size}.")
-        if self.quality is not None and not 1 <= self.quality <= 95:
-            raise ValueError(f"quality must lie between 1 and 95, not {self.quality}.")
-
-    @property
-    def changes(self) -> bool:
-        """Whether it does anything at all."""
-        return self.size is not None or self.quality is not None
-
-    def apply(self, image: Image.Image, data: bytes) -> bytes:
-        """Give the bytes to store for an image and the bytes that it was decoded from."""
-        short = min(image.size)
-        if self.size is not None and short > self.size:
-            # Integers, half away from zero: 500 x 375 at size 256 is 341 x 256.
-            wide, high = ((2 * side * self.size + short) // (2 * short) for side in image.size)
-            image = image.resize((wide, high), Image.Resampling.BICUBIC)
-        elif self.quality is None:
-            return data
-        return encode(image, "JPEG", quality=self.quality or 95)
-
-
-class _Checked(NamedTuple):
-    """One image after the first pass; `data` only where it cannot be read again so cheaply."""
-
-    size: int
-    check: int
-    suffix: str
-    reason: str
-    data: bytes
-
-
-class _Checker(Dataset[_Checked]):
-    def __init__(
-        self, store: ImageStore, rows: NDArray[np.int64], recipe: Recipe, send: bool
-    ) -> None:
-        self._store, self._rows, self._recipe, self._send = store, rows, recipe, send
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> _Checked:
-        try:
-            data = self._store.encoded(int(self._rows[index]))
-            image = decode(data)
-        except DamagedImageError as error:
-            return _Checked(0, 0, "", str(error), b"")
-        data = self._recipe.apply(image, data)
-        with Image.open(io.BytesIO(data)) as header:
-            form = header.format or ""
-        suffix = _SUFFIX.get(form, form.lower())
-        return _Checked(len(data), checksum(data), suffix, "", data if self._send else b"")
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """The readable images of a listing, in the listing's order.
-
-    Attributes:
-        rows: their positions in the listing.
-        sizes: bytes of each.
-        checks: CRC-32 of each.
-        suffixes: `"jpg"`, `"png"`, ... of each.
-        damaged: places and reasons of those left out.
-    """
-
-    rows: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    checks: NDArray[np.uint32]
-    suffixes: Sequence[str]
-    damaged: tuple[str, ...]
-    _store: ImageStore
-    _held: BinaryIO | None
-    _starts: NDArray[np.int64]
-
-    def read(self, position: int) -> bytes:
-        """Read one image again.
-
-        Raises:
-            ValueError: it is not what it was in the first pass.
-        """
-        row, size = int(self.rows[position]), int(self.sizes[position])
-        if self._held is None:
-            data = self._store.encoded(row)
-        else:
-            self._held.seek(int(self._starts[position]))
-            data = self._held.read(size)
-        if len(data) != size or checksum(data) != int(self.checks[position]):
-            raise ValueError(f"{self._store.place(row)} changed while it was being packed.")
-        return data
-
-
-def gather(
-    store: ImageStore,
-    rows: NDArray[np.int64],
-    *,
-    recipe: Recipe,
-    held: BinaryIO,
-    max_damaged: int,
-    workers: int | None,
-) -> Gathered:
-    """Decode every image once, and note what can be read and what cannot.
-
-    What is re-encoded, or cannot be read twice cheaply, is held in a file meanwhile.
-
-    Args:
-        store: of the images.
-        rows: which of them.
-        recipe: what to do to them.
-        held: an open, empty file to hold images in, such as `tempfile.TemporaryFile`.
-        max_damaged: how many damaged images to leave out.
-        workers: processes; None takes one per core, and none for a few images.
-
-    Raises:
-        DamagedDataError: more images are damaged.
-        OSError: a source file cannot be read, or `held` not be written.
-        ValueError: fewer than no workers.
-    """
-    if workers is not None and workers < 0:
-        raise ValueError(f"workers must be None or an int >= 0; got {workers}.")
-    hold = recipe.changes or not store.direct
-    damage = Damage(len(rows), max_damaged)
-    sizes, checks = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.uint32)
-    readable = np.ones(len(rows), dtype=bool)
-    suffixes: list[str] = []
-    damaged: list[str] = []
-    checker = _Checker(store, rows, recipe, send=hold)
-    for number, item in enumerate(progress(_run(checker, workers), len(rows), "checking", "img")):
-        if item.reason:
-            readable[number] = False
-            place = store.place(int(rows[number]))
-            damaged.append(f"{place} ({item.reason})")
-            damage.record(number, place, item.reason, outcome="It is left out")
-            continue
-        sizes[number], checks[number] = item.size, item.check
-        suffixes.append(item.suffix)
-        held.write(item.data)
-    held.flush()
-    sizes = sizes[readable]
-    return Gathered(
-        rows=rows[readable],
-        sizes=sizes,
-        checks=checks[readable],
-        suffixes=suffixes,
-        damaged=tuple(damaged),
-        _store=store,
-        _held=held if hold else None,
-        _starts=np.cumsum(sizes) - sizes,
-    )
-
-
-def _run(checker: _Checker, workers: int | None) -> Iterator[_Checked]:
-    if workers is None:
-        workers = cores() if len(checker) >= _FEW else 0
-    loader: DataLoader[Any] = DataLoader(
-        checker,
-        _BATCH,
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=_quiet_worker if workers else None,
-    )
-    for batch in loader:
-        yield from batch
-
-
-def _quiet_worker(worker: int) -> None:
-    prepare_worker(worker)
-    # The parent reports damage, once; Pillow's own remarks on odd files are not wanted twice.
-    warnings.simplefilter("ignore")
-
-
-__all__ = ["Packed", "pack", "pack_shards"]
-
-_TRAIN, _VAL, _TEST = 0, 1, 2
-_DATE = (1980, 1, 1, 0, 0, 0)  # the same content gives the same file
-_ORDER_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -305,21 +120,14 @@ def pack(
     if out.suffix != ".npz":
         raise ValueError(f"A pack's name ends in .npz, so that it is recognised; {out} does not.")
     check_free(out, overwrite, "file")
-    recipe = Recipe(size, quality)
+    recipe = _Recipe(size, quality)
     _, listing = read_listing(Path(source).expanduser(), format, allow_pickle=allow_pickle)
     division = divide(listing)
     codes = _codes(listing, division)
     rows = np.flatnonzero(codes >= 0)
     out.parent.mkdir(parents=True, exist_ok=True)
     with room(out), tempfile.TemporaryFile(dir=out.parent) as held:
-        found = gather(
-            listing.store,
-            rows,
-            recipe=recipe,
-            held=held,
-            max_damaged=max_damaged,
-            workers=workers,
-        )
+        found = _gather(listing.store, rows, recipe, held, max_damaged, workers)
         _check_split(found, listing, codes, division)
         check_room(out, int(found.sizes.sum()))
         with sole_writer(out), atomic_file(out) as file:
@@ -372,13 +180,9 @@ def pack_shards(
         overwrite: as for `pack`; the whole folder is replaced.
 
     Raises:
-        ImportError: the package webdataset is missing.
         ValueError: there are fewer images than shards. Otherwise as for `pack`.
     """
     out = Path(out).expanduser()
-    from maskdistill.data.shards import webdataset
-
-    webdataset()  # before the work, not after it
     if shards < 1:
         raise ValueError(f"shards must be an int >= 1; got {shards}.")
     if out.suffix == ".npz":
@@ -387,7 +191,7 @@ def pack_shards(
             "leave out the shards."
         )
     check_free(out, overwrite, "folder")
-    recipe = Recipe(size, quality)
+    recipe = _Recipe(size, quality)
     _, listing = read_listing(Path(source).expanduser(), format, allow_pickle=allow_pickle)
     division = divide(listing)
     rows = np.sort(np.concatenate([division.train, division.val]))
@@ -401,14 +205,7 @@ def pack_shards(
         tempfile.TemporaryFile(dir=out.parent) as held,
     ):
         check_free(out, overwrite, "folder")  # one may have come, or come back, since
-        found = gather(
-            listing.store,
-            rows,
-            recipe=recipe,
-            held=held,
-            max_damaged=max_damaged,
-            workers=workers,
-        )
+        found = _gather(listing.store, rows, recipe, held, max_damaged, workers)
         check_room(out, int(found.sizes.sum()) + 3072 * len(rows))
         names, numbers = number_classes(listing, rows)
         for name, side in (("train", division.train), ("val", division.val)):
@@ -430,22 +227,22 @@ def pack_shards(
 
 
 def _codes(listing: Listing, division: Division) -> NDArray[np.int64]:
-    """Give each image's number for the pack's `split`; -1 leaves it out.
+    """Return each image's number for the pack's `split`; -1 leaves it out.
 
     A split that the source has is kept as it is, test images included. One that was made is
     written down: it need not be made again, from images of which some may be missing.
     """
     codes = np.full(len(listing.labels), -1, dtype=np.int64)
     if division.held_out:
-        for code, name in enumerate(("train", "val", "test")):
+        for code, name in enumerate(_SPLITS):
             codes[listing.splits == name] = code
     else:
-        codes[division.train], codes[division.val] = _TRAIN, _VAL
+        codes[division.train], codes[division.val] = _SPLITS.index("train"), _SPLITS.index("val")
     return codes
 
 
 def _check_split(
-    found: Gathered, listing: Listing, codes: NDArray[np.int64], before: Division
+    found: _Gathered, listing: Listing, codes: NDArray[np.int64], before: Division
 ) -> None:
     """Refuse what would be split otherwise when it is read, for want of the damaged images."""
     kept, labels = codes[found.rows], listing.labels[found.rows]
@@ -455,7 +252,7 @@ def _check_split(
             names=[""] * len(labels),
             labels=labels,
             classes=listing.classes,
-            splits=np.array(["train", "val", "test"])[kept],
+            splits=np.array(_SPLITS)[kept],
         )
     )
     sides = zip((before.train, before.val), (after.train, after.val), strict=True)
@@ -469,14 +266,177 @@ def _check_split(
 def _note(listing: Listing, division: Division, left_out: int, damaged: int) -> str:
     lost = f"that is with the {damaged:,} damaged ones" if damaged else ""
     spare = f"{left_out:,} images of no such split not packed" if left_out else ""
-    return "; ".join(filter(None, (division.how, lost, spare, listing.remark))) + "."
+    return "; ".join(filter(None, (division.how, lost, spare, *listing.remarks))) + "."
 
 
-# --- writing
+# --- the first pass: decoding, and what is to be stored
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What to do to images: size and quality as for `pack`."""
+
+    size: int | None = None
+    quality: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size must be at least 1 pixel, not {self.size}.")
+        if self.quality is not None and not 1 <= self.quality <= 95:
+            raise ValueError(f"quality must lie between 1 and 95, not {self.quality}.")
+
+    def apply(self, image: Image.Image, data: bytes) -> bytes:
+        """Return the bytes to store for an image and the bytes that it was decoded from."""
+        short = min(image.size)
+        if self.size is not None and short > self.size:
+            # Integers, half away from zero: 500 x 375 at size 256 is 341 x 256.
+            wide, high = ((2 * side * self.size + short) // (2 * short) for side in image.size)
+            image = image.resize((wide, high), Image.Resampling.BICUBIC)
+        elif self.quality is None:
+            return data
+        return encode(image, "JPEG", quality=self.quality or 95)
+
+
+class _Checked(NamedTuple):
+    """One image after the first pass; `data` only where it cannot be read again so cheaply."""
+
+    size: int
+    check: int
+    suffix: str
+    reason: str
+    data: bytes
+
+
+class _Checker(Dataset[_Checked]):
+    def __init__(
+        self, store: ImageStore, rows: NDArray[np.int64], recipe: _Recipe, send: bool
+    ) -> None:
+        self._store, self._rows, self._recipe, self._send = store, rows, recipe, send
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> _Checked:
+        try:
+            data = self._store.encoded(int(self._rows[index]))
+            image = decode(data)
+        except DamagedImageError as error:
+            return _Checked(0, 0, "", str(error), b"")
+        data = self._recipe.apply(image, data)
+        with Image.open(io.BytesIO(data)) as header:
+            form = header.format or ""
+        suffix = _SUFFIX.get(form, form.lower())
+        return _Checked(len(data), checksum(data), suffix, "", data if self._send else b"")
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """The readable images of a listing, in the listing's order.
+
+    Attributes:
+        rows: their positions in the listing.
+        sizes: bytes of each.
+        checks: CRC-32 of each.
+        suffixes: `"jpg"`, `"png"`, ... of each.
+        damaged: places and reasons of those left out.
+    """
+
+    rows: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    checks: NDArray[np.uint32]
+    suffixes: Sequence[str]
+    damaged: tuple[str, ...]
+    _store: ImageStore
+    _held: BinaryIO | None
+    _starts: NDArray[np.int64]
+
+    def read(self, position: int) -> bytes:
+        """Read one image again.
+
+        Raises:
+            ValueError: it is not what it was in the first pass.
+        """
+        row, size = int(self.rows[position]), int(self.sizes[position])
+        if self._held is None:
+            data = self._store.encoded(row)
+        else:
+            self._held.seek(int(self._starts[position]))
+            data = self._held.read(size)
+        if len(data) != size or checksum(data) != int(self.checks[position]):
+            raise ValueError(f"{self._store.place(row)} changed while it was being packed.")
+        return data
+
+
+def _gather(
+    store: ImageStore,
+    rows: NDArray[np.int64],
+    recipe: _Recipe,
+    held: BinaryIO,
+    max_damaged: int,
+    workers: int | None,
+) -> _Gathered:
+    """Decode every image once, and note what can be read and what cannot.
+
+    What is re-encoded, or cannot be read twice cheaply, is held in the open, empty file `held`.
+    """
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be None or an int >= 0; got {workers}.")
+    hold = recipe != _Recipe() or not store.direct
+    damage = Damage(len(rows), max_damaged)
+    sizes, checks = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.uint32)
+    readable = np.ones(len(rows), dtype=bool)
+    suffixes: list[str] = []
+    damaged: list[str] = []
+    checker = _Checker(store, rows, recipe, send=hold)
+    for number, item in enumerate(progress(_run(checker, workers), len(rows), "checking", "img")):
+        if item.reason:
+            readable[number] = False
+            place = store.place(int(rows[number]))
+            damaged.append(f"{place} ({item.reason})")
+            damage.record(number, place, item.reason, outcome="It is left out")
+            continue
+        sizes[number], checks[number] = item.size, item.check
+        suffixes.append(item.suffix)
+        held.write(item.data)
+    held.flush()
+    sizes = sizes[readable]
+    return _Gathered(
+        rows=rows[readable],
+        sizes=sizes,
+        checks=checks[readable],
+        suffixes=suffixes,
+        damaged=tuple(damaged),
+        _store=store,
+        _held=held if hold else None,
+        _starts=np.cumsum(sizes) - sizes,
+    )
+
+
+def _run(checker: _Checker, workers: int | None) -> Iterator[_Checked]:
+    if workers is None:
+        workers = cores() if len(checker) >= _FEW else 0
+    loader: DataLoader[Any] = DataLoader(
+        checker,
+        _BATCH,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_quiet_worker,
+    )
+    for batch in loader:
+        yield from batch
+
+
+def _quiet_worker(worker: int) -> None:
+    prepare_worker(worker)
+    # The parent reports damage, once; Pillow's own remarks on odd files are not wanted twice.
+    warnings.simplefilter("ignore")
+
+
+# --- the second pass: writing
 
 
 def _write_pack(
-    file: BinaryIO, found: Gathered, listing: Listing, codes: NDArray[np.int64]
+    file: BinaryIO, found: _Gathered, listing: Listing, codes: NDArray[np.int64]
 ) -> None:
     total = int(found.sizes.sum())
     names = [listing.names[row].encode("utf-8", "surrogateescape") for row in found.rows.tolist()]
@@ -506,41 +466,25 @@ def _member(archive: zipfile.ZipFile, name: str) -> Any:
 def _write_shards(
     folder: Path,
     name: str,
-    found: Gathered,
+    found: _Gathered,
     positions: NDArray[np.int64],
     labels: NDArray[np.int64],
     classes: tuple[str, ...],
     shards: int,
 ) -> None:
-    from maskdistill.data.shards import webdataset
-
-    order = torch.randperm(
-        len(positions), generator=torch.Generator().manual_seed(_ORDER_SEED)
-    ).numpy()
-    entries = []
+    generator = torch.Generator().manual_seed(_ORDER_SEED)
+    order = torch.randperm(len(positions), generator=generator).numpy()
     bar = progress(np.array_split(order, shards), shards, f"writing {name}", "shard")
-    number = 0
+    entries, number = [], 0
     for shard, part in enumerate(bar):
         path = folder / f"{name}-{shard:06d}.tar"
         with path.open("wb") as file:
-            # A fixed time, so that the same content is the same file.
-            writer = webdataset().TarWriter(file, mtime=0, encoder=False)
-            try:
+            with tarfile.open(fileobj=file, mode="w") as archive:
                 for i in part.tolist():
-                    position = int(positions[i])
-                    writer.write(
-                        {
-                            "__key__": f"{number:09d}",
-                            found.suffixes[position]: found.read(position),
-                            "cls": str(labels[i]).encode(),
-                        }
-                    )
+                    position, label = int(positions[i]), str(labels[i]).encode()
+                    _add(archive, f"{number:09d}.cls", label)
+                    _add(archive, f"{number:09d}.{found.suffixes[position]}", found.read(position))
                     number += 1
-                writer.close()
-            except BaseException:
-                with contextlib.suppress(AttributeError):
-                    writer.tarstream.fileobj.closed = True  # else its end writes to it once more
-                raise
             to_disk(file)
         entries.append({"url": path.name, "nsamples": len(part), "filesize": path.stat().st_size})
     index = {
@@ -553,3 +497,9 @@ def _write_shards(
     with (folder / f"{name}.json").open("w", encoding="utf-8") as file:
         json.dump(index, file, indent=1)
         to_disk(file)
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # of a fixed time: the same content is the same file
+    member.size, member.mode, member.uname, member.gname = len(data), 0o444, "bigdata", "bigdata"
+    archive.addfile(member, io.BytesIO(data))

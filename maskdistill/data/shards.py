@@ -1,25 +1,22 @@
-"""WebDataset shards: which there are, what they hold, and reading one from end to end.
+"""WebDataset shards: finding them, loading them, and streaming batches in an order that resumes.
 
-    shards = open_shards("imagenet-shards")            # the folder that pack_shards wrote
-    stream = shards.stream(64, start=0, stop=1000, seed=0)
-    val = open_shards("imagenet-shards", split="val").load()
-
-The streaming order is in `maskdistill.data.shards`.
+shards = open_shards("imagenet-shards")            # the folder that pack_shards wrote
+stream = shards.stream(64, start=0, stop=1000, seed=0)
+val = open_shards("imagenet-shards", split="val").load()
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urljoin
 
 import numpy as np
@@ -32,11 +29,12 @@ from maskdistill.data.crops import Crops, MultiCrop, image_keys
 from maskdistill.data.formats.listing import (
     IMAGE_SUFFIXES,
     DamagedImageError,
+    ImageStore,
     Listing,
     decode,
     number_names,
 )
-from maskdistill.data.loading import derive_seed, prepare_worker
+from maskdistill.data.loading import derive_seed, prepare_worker, unchanged
 from maskdistill.data.sources import Damage, DamagedDataError, ImageDataset
 from maskdistill.data.writing import progress
 
@@ -51,19 +49,14 @@ __all__ = [
     "webdataset",
 ]
 
-_LOST, _LEFT = "it is not in its shard, which is damaged or ends early", "It is left out"
+_LOST = "it is not in its shard, which is damaged or ends early"
 
 
 class ShardError(OSError):
     """A shard cannot be read at all: it is missing, or its server fails; names its URL."""
 
 
-class EncodedImage(NamedTuple):
-    """One image of a shard: its position there, its bytes and its class; -1 without a class."""
-
-    position: int
-    data: bytes
-    label: int
+# --- opening
 
 
 def webdataset() -> Any:
@@ -73,134 +66,6 @@ def webdataset() -> Any:
     except ImportError as error:
         raise ImportError('Shards need webdataset: pip install "maskdistill[shards]"') from error
     return webdataset
-
-
-@dataclass(frozen=True, eq=False)
-class Shards:
-    """The shards of one split, in the order of their index, and how many images each holds.
-
-    Example:
-        >>> shards = open_shards("imagenet-shards")  # doctest: +SKIP
-        >>> len(shards.urls), len(shards), shards.classes[:2]  # doctest: +SKIP
-        (256, 1281167, ('n01440764', 'n01443537'))
-
-    Image i is the i-th when the shards are read one after the other: the number by which its crops
-    are drawn, whatever the order in which it is met.
-
-    Attributes:
-        urls: of the shards.
-        counts: images in each, (shards,).
-        classes: names; empty if the index has none.
-        max_damaged: how many images that do not decode, or are lost, to put up with.
-    """
-
-    urls: tuple[str, ...]
-    counts: NDArray[np.int64]
-    classes: tuple[str, ...] = ()
-    max_damaged: int = 10
-
-    def __post_init__(self) -> None:
-        if self.max_damaged < 0:
-            raise ValueError(f"max_damaged must be 0 or more, not {self.max_damaged}.")
-
-    def __len__(self) -> int:
-        """Count the images of all shards."""
-        return int(self.counts.sum())
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells these shards from others, wherever they lie: a hash of their names and sizes."""
-        names = [url.rsplit("/", 1)[-1] for url in self.urls]
-        return hashlib.sha256(repr((names, self.counts.tolist())).encode()).hexdigest()[:16]
-
-    def stream(
-        self,
-        batch_size: int,
-        *,
-        start: int,
-        stop: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        streams: int = 8,
-        buffer: int = 256,
-    ) -> ShardStream:
-        """Return the batches of a range of training steps; `ShardStream` says what they are."""
-        return ShardStream(
-            self,
-            batch_size,
-            start=start,
-            stop=stop,
-            seed=seed,
-            rank=rank,
-            world=world,
-            streams=streams,
-            buffer=buffer,
-        )
-
-    def load(self, limit: int | None = None) -> ImageDataset:
-        """Read images into memory, encoded, for what needs to reach each of them: evaluation.
-
-        Example:
-            >>> val = open_shards("imagenet-shards", split="val").load(5000)  # doctest: +SKIP
-            >>> image, label = val[0]  # doctest: +SKIP
-
-        Args:
-            limit: at most so many, the first ones; None takes all. Lost ones are left out.
-
-        Raises:
-            ShardError: a shard cannot be read.
-            DamagedDataError: more than `max_damaged` images are lost, or all.
-        """
-        wanted = len(self) if limit is None else min(limit, len(self))
-        damage = Damage(wanted, self.max_damaged)
-        found, places, rows = list[EncodedImage](), list[str](), list[int]()
-        for url, count in progress(
-            zip(self.urls, self.counts.tolist(), strict=True), len(self.urls), "loading", "shard"
-        ):
-            part = range(min(count, wanted - len(found)))
-            there = {image.position: image for image in read_shard(url, part)}
-            for position in part:
-                places.append(place(url, position))
-                if position in there:
-                    rows.append(len(found))
-                else:
-                    damage.record(len(found), places[-1], _LOST, outcome=_LEFT, stacklevel=3)
-                found.append(there.get(position, EncodedImage(position, b"", -1)))
-        if wanted and not rows:
-            raise DamagedDataError(f"None of the {wanted:,} images is readable: {places[0]}, ...")
-        labels = np.array([image.label for image in found], np.int64)
-        present = labels.max(initial=-1) + 1
-        listing = Listing(
-            store=_MemoryStore([image.data for image in found], places),
-            names=places,
-            labels=labels,
-            classes=self.classes or number_names(int(present)),
-            splits=np.full(len(labels), ""),
-        )
-        kept = np.array(rows, np.int64)
-        return ImageDataset(listing, kept, labels[kept], damage)
-
-
-class _MemoryStore:
-    """Encoded images in memory."""
-
-    direct: ClassVar[bool] = True
-
-    def __init__(self, images: Sequence[bytes], places: Sequence[str]) -> None:
-        self._images, self._places = images, places
-
-    def image(self, index: int) -> Image.Image:
-        return decode(self._images[index])
-
-    def encoded(self, index: int) -> bytes:
-        return self._images[index]
-
-    def place(self, index: int) -> str:
-        return self._places[index]
-
-
-# --- opening
 
 
 def open_shards(
@@ -315,7 +180,367 @@ def _is_remote(url: str) -> bool:
     return url.partition(":")[0] in set(schemes) - {"file"}
 
 
-# --- reading
+# --- what there is
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """The shards of one split, in the order of their index, and how many images each holds.
+
+    Image i is the i-th when the shards are read one after the other: the number that decides its
+    crops, whatever the order in which it is met.
+
+    Attributes:
+        urls: of the shards.
+        counts: images in each, (shards,).
+        classes: names; empty if the index has none.
+        max_damaged: how many images that do not decode, or are lost, to put up with.
+    """
+
+    urls: tuple[str, ...]
+    counts: NDArray[np.int64]
+    classes: tuple[str, ...] = ()
+    max_damaged: int = 10
+
+    def __post_init__(self) -> None:
+        if self.max_damaged < 0:
+            raise ValueError(f"max_damaged must be 0 or more, not {self.max_damaged}.")
+
+    def __len__(self) -> int:
+        """Count the images of all shards."""
+        return int(self.counts.sum())
+
+    def stream(self, batch_size: int, **settings: Any) -> ShardStream:
+        """Return the batches of a range of training steps; the settings are `ShardStream`'s."""
+        return ShardStream(self, batch_size, **settings)
+
+    def load(self, limit: int | None = None) -> ImageDataset:
+        """Read images into memory, encoded, for what needs to reach each of them: evaluation.
+
+        Args:
+            limit: at most so many, the first ones; None takes all. Lost ones are left out.
+
+        Raises:
+            ShardError: a shard cannot be read.
+            DamagedDataError: more than `max_damaged` images are lost, or all.
+        """
+        wanted = len(self) if limit is None else min(limit, len(self))
+        damage = Damage(wanted, self.max_damaged)
+        found, places, rows = list[EncodedImage](), list[str](), list[int]()
+        for url, count in progress(
+            zip(self.urls, self.counts.tolist(), strict=True), len(self.urls), "loading", "shard"
+        ):
+            part = range(min(count, wanted - len(found)))
+            there = {image.position: image for image in read_shard(url, part)}
+            for position in part:
+                places.append(place(url, position))
+                if position in there:
+                    rows.append(len(found))
+                else:
+                    damage.record(
+                        len(found), places[-1], _LOST, outcome="It is left out", stacklevel=3
+                    )
+                found.append(there.get(position, EncodedImage(position, b"", -1)))
+        if wanted and not rows:
+            raise DamagedDataError(f"None of the {wanted:,} images is readable: {places[0]}, ...")
+        labels = np.array([image.label for image in found], np.int64)
+        present = labels.max(initial=-1) + 1
+        listing = Listing(
+            store=_MemoryStore([image.data for image in found], places),
+            names=places,
+            labels=labels,
+            classes=self.classes or number_names(int(present)),
+            splits=np.full(len(labels), ""),
+        )
+        kept = np.array(rows, np.int64)
+        return ImageDataset(listing, kept, labels[kept], damage)
+
+
+class _MemoryStore(ImageStore):
+    """Encoded images in memory."""
+
+    def __init__(self, images: Sequence[bytes], places: Sequence[str]) -> None:
+        self._images, self._places = images, places
+
+    def encoded(self, index: int) -> bytes:
+        return self._images[index]
+
+    def place(self, index: int) -> str:
+        return self._places[index]
+
+
+# --- streaming
+
+
+class ShardSample(NamedTuple):
+    """One image of a batch.
+
+    Attributes:
+        epoch: in which it comes.
+        number: its position among all images of the shards; (seed, epoch, number) decides its
+            crops.
+        image: RGB. Where it is damaged, that of the next readable image of the batch.
+        label: of `image`; -1 in shards without classes.
+    """
+
+    epoch: int
+    number: int
+    image: Image.Image
+    label: int
+
+
+@dataclass(frozen=True)
+class CutCrops:
+    """Cuts the crops of a batch of samples: what `ShardStream.transform` is for in training."""
+
+    transform: MultiCrop
+    seed: int
+
+    def __call__(self, batch: list[ShardSample]) -> Crops:
+        """Return the crops, stacked view by view."""
+        epochs = torch.tensor([sample.epoch for sample in batch])
+        numbers = torch.tensor([sample.number for sample in batch])
+        keys = image_keys(self.seed, epochs, numbers)
+        return self.transform.cut([sample.image for sample in batch], keys)
+
+
+class _Segment(NamedTuple):
+    """Images `first` to `stop` of a shard."""
+
+    shard: int
+    first: int
+    stop: int
+
+
+@dataclass(eq=False, repr=False)
+class ShardStream(IterableDataset[Any]):
+    """Yields one batch per step for a range of steps, as `BatchStream` does for data at hand.
+
+    A step's batch depends on the shards' index, seed, step, batch size, streams, buffer, rank and
+    world alone: not on the number of workers, nor on where a run was interrupted. In an epoch no
+    image comes twice, on any rank; fewer than world x streams x (batch size + 1) images are left
+    out, other ones each time. Two neighbouring parts may share a shard, of which each reads its
+    own images.
+
+    At most `buffer` encoded images are held per stream, so streams x buffer of them per process.
+
+    Args:
+        shards: of one split.
+        batch_size: per process.
+        start: first step.
+        stop: step after the last.
+        seed: of the run.
+        rank: of this process.
+        world: number of processes.
+        streams: logical streams per process; the workers must divide them.
+        buffer: images of a stream among which the next one is chosen; 1 keeps the shards' order.
+        transform: function of a batch, such as `CutCrops`; it is applied in the workers, and what
+            it returns is yielded.
+
+    Attributes:
+        steps_per_epoch: batches in an epoch, per process.
+
+    Raises:
+        ValueError: there are fewer images than fill one batch of every stream.
+        ShardError: while iterating: a shard is missing or cannot be read.
+        DamagedDataError: while iterating: more than `shards.max_damaged` images are damaged.
+    """
+
+    shards: Shards
+    batch_size: int
+    _: KW_ONLY
+    start: int
+    stop: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    streams: int = 8
+    buffer: int = 256
+    transform: Callable[[list[ShardSample]], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "streams", "buffer"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}.")
+        if not 0 <= self.rank < self.world:
+            raise ValueError(
+                f"rank must lie between 0 and world - 1 = {self.world - 1}, not {self.rank}."
+            )
+        images, self._slots = len(self.shards), self.world * self.streams
+        self._batches = images // self._slots // self.batch_size
+        if self._batches < 1:
+            raise ValueError(
+                f"{images:,} images do not fill one batch of {self.batch_size} in each of "
+                f"{self.streams} streams of {self.world} processes; choose fewer streams or a "
+                "smaller batch."
+            )
+        self.steps_per_epoch = self._batches * self.streams
+        self._starts = self.shards.counts.cumsum() - self.shards.counts
+        self._damage = Damage(images, self.shards.max_damaged)
+
+    def __len__(self) -> int:
+        """Count the steps."""
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches; in a worker, those that are its turn."""
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        if self.streams % workers:
+            raise ValueError(
+                f"{workers} workers do not divide {self.streams} streams; "
+                f"take {self.workers(workers)}."
+            )
+        at_work: dict[int, Iterator[list[ShardSample]]] = {}
+        # The loader asks its workers in turn, beginning with the first at the first step.
+        for step in range(self.start + worker, self.stop, workers):
+            stream = step % self.streams
+            if stream not in at_work:
+                at_work[stream] = self._read(stream, step)
+            batch = next(at_work[stream])
+            yield batch if self.transform is None else self.transform(batch)
+
+    def workers(self, wanted: int) -> int:
+        """Return the largest number of workers, of at most so many, that divides the streams."""
+        return max((n for n in range(1, wanted + 1) if self.streams % n == 0), default=0)
+
+    def loader(self, *, workers: int = 0, pin_memory: bool = False) -> DataLoader[Any]:
+        """Return a loader of the batches; what it gives does not depend on the workers.
+
+        Args:
+            workers: processes; lowered to a number that divides the streams.
+            pin_memory: copy tensors that `transform` returns to pinned memory.
+        """
+        workers = self.workers(workers)
+        return DataLoader(
+            self,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=unchanged,
+            pin_memory=pin_memory,
+            worker_init_fn=prepare_worker,
+        )
+
+    # --- the order
+
+    def _part(self, epoch: int, stream: int) -> list[_Segment]:
+        """Find what one stream reads in an epoch: whole shards, and pieces of two."""
+        order = torch.randperm(len(self.shards.urls), generator=self._generator("shards", epoch))
+        slot, images = self.rank * self.streams + stream, len(self.shards)
+        begin, end = slot * images // self._slots, (slot + 1) * images // self._slots
+        wanted = self._batches * self.batch_size
+        counts = self.shards.counts[order.numpy()]
+        edges = counts.cumsum() - counts
+        # What is left over is better left out at the front, if that saves reading half a shard.
+        inside = edges[(edges >= begin) & (edges <= end - wanted)]
+        begin = int(inside[0]) if len(inside) else begin
+        segments = []
+        for shard, edge, count in zip(order.tolist(), edges.tolist(), counts.tolist(), strict=True):
+            first, stop = max(begin - edge, 0), min(begin + wanted - edge, count)
+            if first < stop:
+                segments.append(_Segment(shard, first, stop))
+        return segments
+
+    def _order(self, epoch: int, stream: int, segments: list[_Segment]) -> list[int]:
+        """Choose the order in which the images of a part leave the shuffle buffer."""
+        images = [
+            int(self._starts[segment.shard]) + position
+            for segment in segments
+            for position in range(segment.first, segment.stop)
+        ]
+        generator = self._generator("buffer", epoch, self.rank, stream)
+        random = torch.rand(len(images), generator=generator, dtype=torch.float64).tolist()
+        held, order = images[: self.buffer], []
+        for following, u in enumerate(random, start=self.buffer):
+            i = int(u * len(held))
+            order.append(held[i])
+            held[i] = images[following] if following < len(images) else held[-1]
+            if following >= len(images):
+                held.pop()
+        return order
+
+    def _generator(self, *parts: int | str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seed, *parts))
+
+    # --- reading
+
+    def _read(self, stream: int, step: int) -> Iterator[list[ShardSample]]:
+        """Yield a stream's batches from a step on, over epochs without a pause."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        done = within // self.streams * self.batch_size
+        while True:
+            segments = self._part(epoch, stream)
+            order = self._order(epoch, stream, segments)[done:]
+            arrivals = self._arrivals(segments, set(order))
+            held: dict[int, EncodedImage | None] = {}
+            for first in range(0, len(order), self.batch_size):
+                batch = []
+                for index in order[first : first + self.batch_size]:
+                    while index not in held:
+                        held.update([next(arrivals)])
+                    batch.append((index, held.pop(index)))
+                yield self._decode(epoch, batch)
+            epoch, done = epoch + 1, 0
+
+    def _arrivals(
+        self, segments: list[_Segment], wanted: set[int]
+    ) -> Iterator[tuple[int, EncodedImage | None]]:
+        """Yield the wanted images in the shards' order; None stands for one that is lost."""
+        for shard, first, stop in segments:
+            start = int(self._starts[shard])
+            positions = [p for p in range(first, stop) if start + p in wanted]
+            due = iter(positions)
+            for image in read_shard(self.shards.urls[shard], positions):
+                for position in due:
+                    lost = position != image.position
+                    yield start + position, None if lost else image
+                    if not lost:
+                        break
+            for position in due:
+                yield start + position, None
+
+    def _decode(
+        self, epoch: int, batch: list[tuple[int, EncodedImage | None]]
+    ) -> list[ShardSample]:
+        """Decode a batch; the next readable image of it stands in for one that is not."""
+        found = [self._image(index, image) for index, image in batch]
+        if not any(found):
+            raise DamagedDataError(
+                f"no image of a batch of {len(batch)} is readable; the first is "
+                f"{self._place(batch[0][0])}. The images of a batch lie close together, so this "
+                "shard is cut short or damaged over a length; max_damaged does not help there. Get "
+                "the shard again, then go on with --resume."
+            )
+        samples = []
+        for i, (index, _) in enumerate(batch):
+            image, label = next(one for one in found[i:] + found[:i] if one is not None)
+            samples.append(ShardSample(epoch, index, image, label))
+        return samples
+
+    def _image(self, index: int, encoded: EncodedImage | None) -> tuple[Image.Image, int] | None:
+        try:
+            if encoded is None:
+                raise DamagedImageError(_LOST)
+            return decode(encoded.data), encoded.label
+        except DamagedImageError as error:
+            if not self._damage.is_known(index):
+                self._damage.record(index, self._place(index), str(error))
+            return None
+
+    def _place(self, index: int) -> str:
+        shard = int(self._starts.searchsorted(index, side="right")) - 1
+        return place(self.shards.urls[shard], index - int(self._starts[shard]))
+
+
+# --- reading one shard
+
+
+class EncodedImage(NamedTuple):
+    """One image of a shard: its position there, its bytes and its class; -1 without a class."""
+
+    position: int
+    data: bytes
+    label: int
 
 
 def place(url: str, position: int) -> str:
@@ -410,295 +635,3 @@ def _close(stream: Any, url: str, finished: bool) -> None:
     except OSError as error:
         if finished:  # one that was stopped half way may complain
             raise ShardError(f"Reading the shard {url} failed ({error}).") from error
-
-
-_LOST = "it is not in its shard, which is damaged or ends early"
-
-
-class ShardSample(NamedTuple):
-    """One image of a batch.
-
-    Attributes:
-        epoch: in which it comes.
-        number: its position among all images of the shards; (seed, epoch, number) decides its
-            crops.
-        image: RGB. Where it is damaged, that of the next readable image of the batch.
-        label: of `image`; -1 in shards without classes.
-    """
-
-    epoch: int
-    number: int
-    image: Image.Image
-    label: int
-
-
-@dataclass(frozen=True)
-class CutCrops:
-    """Cuts the crops of a batch of samples: what `ShardStream.transform` is for in training.
-
-    Example:
-        >>> stream.transform = CutCrops(MultiCrop(224, 96), seed=0)  # doctest: +SKIP
-        >>> [tuple(c.shape) for c in next(iter(stream)).images[::2]]  # doctest: +SKIP
-        [(64, 3, 224, 224), (64, 3, 96, 96), ...]
-
-    Args:
-        transform: the multi-crop augmentation.
-        seed: of the run.
-    """
-
-    transform: MultiCrop
-    seed: int
-
-    def __call__(self, batch: list[ShardSample]) -> Crops:
-        """Return the crops, stacked view by view."""
-        epochs = torch.tensor([sample.epoch for sample in batch])
-        numbers = torch.tensor([sample.number for sample in batch])
-        keys = image_keys(self.seed, epochs, numbers)
-        return self.transform.cut([sample.image for sample in batch], keys)
-
-
-class _Segment(NamedTuple):
-    """Images `first` to `stop` of a shard."""
-
-    shard: int
-    first: int
-    stop: int
-
-
-class ShardStream(IterableDataset[Any]):
-    """Yields one batch per step for a range of steps, as `BatchStream` does for data at hand.
-
-    Example:
-        >>> stream = shards.stream(64, start=0, stop=100, seed=0)  # doctest: +SKIP
-        >>> batch = next(iter(stream))  # doctest: +SKIP
-        >>> len(batch), batch[0].image.mode  # doctest: +SKIP
-        (64, 'RGB')
-
-    A step's batch depends on the shards' index, seed, step, batch size, streams, buffer, rank and
-    world alone: not on the number of workers, nor on where a run was interrupted. In an epoch no
-    image comes twice, on any rank; fewer than world x streams x (batch size + 1) images are left
-    out, other ones each time. Two neighbouring parts may share a shard, of which each reads its
-    own images.
-
-    At most `buffer` encoded images are held per stream, so streams x buffer of them per process.
-
-    Args:
-        shards: of one split.
-        batch_size: per process.
-        start: first step.
-        stop: step after the last.
-        seed: of the run.
-        rank: of this process.
-        world: number of processes.
-        streams: logical streams per process; the workers must divide them.
-        buffer: images of a stream among which the next one is drawn; 1 keeps the shards' order.
-
-    Attributes:
-        steps_per_epoch: batches in an epoch, per process.
-        transform: set it to a function of a batch, such as one that cuts crops; it is applied in
-            the workers, and what it returns is yielded.
-
-    Raises:
-        ValueError: there are fewer images than fill one batch of every stream.
-        ShardError: while iterating: a shard is missing or cannot be read.
-        DamagedDataError: while iterating: more than `shards.max_damaged` images are damaged.
-    """
-
-    transform: Callable[[list[ShardSample]], Any] | None = None
-
-    def __init__(
-        self,
-        shards: Shards,
-        batch_size: int,
-        *,
-        start: int,
-        stop: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        streams: int = 8,
-        buffer: int = 256,
-    ) -> None:
-        for name, value in (("batch_size", batch_size), ("streams", streams), ("buffer", buffer)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}.")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank must lie between 0 and world - 1 = {world - 1}, not {rank}.")
-        self._slots = world * streams
-        self._batches = len(shards) // self._slots // batch_size
-        if self._batches < 1:
-            raise ValueError(
-                f"{len(shards):,} images do not fill one batch of {batch_size} in each of "
-                f"{streams} streams of {world} processes; choose fewer streams or a smaller batch."
-            )
-        self.steps_per_epoch = self._batches * streams
-        self.shards, self.batch_size = shards, batch_size
-        self.start, self.stop, self.seed = start, stop, seed
-        self.rank, self.world = rank, world
-        self.streams, self.buffer = streams, buffer
-        self._starts = shards.counts.cumsum() - shards.counts
-        self._damage = Damage(len(shards), shards.max_damaged)
-
-    def __len__(self) -> int:
-        """Count the steps."""
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the batches; in a worker, those that are its turn."""
-        info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        if self.streams % workers:
-            raise ValueError(
-                f"{workers} workers do not divide {self.streams} streams; "
-                f"take {self.workers(workers)}."
-            )
-        at_work: dict[int, Iterator[list[ShardSample]]] = {}
-        # The loader asks its workers in turn, beginning with the first at the first step.
-        for step in range(self.start + worker, self.stop, workers):
-            stream = step % self.streams
-            if stream not in at_work:
-                at_work[stream] = self._read(stream, step)
-            batch = next(at_work[stream])
-            yield batch if self.transform is None else self.transform(batch)
-
-    def workers(self, wanted: int) -> int:
-        """Return the largest number of workers, of at most so many, that divides the streams.
-
-        Example:
-            >>> shards.stream(64, start=0, stop=9, seed=0).workers(6)  # doctest: +SKIP
-            4
-        """
-        return max((n for n in range(1, wanted + 1) if self.streams % n == 0), default=0)
-
-    def loader(self, *, workers: int = 0, pin_memory: bool = False) -> DataLoader[Any]:
-        """Return a loader of the batches; what it gives does not depend on the workers.
-
-        Args:
-            workers: processes; lowered to a number that divides the streams.
-            pin_memory: copy tensors that `transform` returns to pinned memory.
-        """
-        workers = self.workers(workers)
-        return DataLoader(
-            self,
-            batch_size=None,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin_memory,
-            worker_init_fn=prepare_worker if workers else None,
-        )
-
-    # --- the order
-
-    def _part(self, epoch: int, stream: int) -> list[_Segment]:
-        """Find what one stream reads in an epoch: whole shards, and pieces of two."""
-        order = torch.randperm(len(self.shards.urls), generator=self._generator("shards", epoch))
-        slot, images = self.rank * self.streams + stream, len(self.shards)
-        begin, end = slot * images // self._slots, (slot + 1) * images // self._slots
-        wanted = self._batches * self.batch_size
-        counts = self.shards.counts[order.numpy()]
-        edges = counts.cumsum() - counts
-        # What is left over is better left out at the front, if that saves reading half a shard.
-        inside = edges[(edges >= begin) & (edges <= end - wanted)]
-        begin = int(inside[0]) if len(inside) else begin
-        segments = []
-        for shard, edge, count in zip(order.tolist(), edges.tolist(), counts.tolist(), strict=True):
-            first, stop = max(begin - edge, 0), min(begin + wanted - edge, count)
-            if first < stop:
-                segments.append(_Segment(shard, first, stop))
-        return segments
-
-    def _order(self, epoch: int, stream: int, segments: list[_Segment]) -> list[int]:
-        """Draw the order in which the images of a part leave the shuffle buffer."""
-        images = [
-            int(self._starts[segment.shard]) + position
-            for segment in segments
-            for position in range(segment.first, segment.stop)
-        ]
-        generator = self._generator("buffer", epoch, self.rank, stream)
-        draws = torch.rand(len(images), generator=generator, dtype=torch.float64).tolist()
-        held, order = images[: self.buffer], []
-        for draw, following in zip(
-            draws, range(self.buffer, len(images) + self.buffer), strict=True
-        ):
-            i = int(draw * len(held))
-            order.append(held[i])
-            held[i] = images[following] if following < len(images) else held[-1]
-            if following >= len(images):
-                held.pop()
-        return order
-
-    def _generator(self, *parts: int | str) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self.seed, *parts))
-
-    # --- reading
-
-    def _read(self, stream: int, step: int) -> Iterator[list[ShardSample]]:
-        """Yield a stream's batches from a step on, over epochs without a pause."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        done = within // self.streams * self.batch_size
-        while True:
-            segments = self._part(epoch, stream)
-            order = self._order(epoch, stream, segments)[done:]
-            arrivals = self._arrivals(segments, set(order))
-            held: dict[int, EncodedImage | None] = {}
-            for first in range(0, len(order), self.batch_size):
-                batch = []
-                for index in order[first : first + self.batch_size]:
-                    while index not in held:
-                        held.update([next(arrivals)])
-                    batch.append((index, held.pop(index)))
-                yield self._decode(epoch, batch)
-            epoch, done = epoch + 1, 0
-
-    def _arrivals(
-        self, segments: list[_Segment], wanted: set[int]
-    ) -> Iterator[tuple[int, EncodedImage | None]]:
-        """Yield the wanted images in the shards' order; None stands for one that is lost."""
-        for shard, first, stop in segments:
-            start = int(self._starts[shard])
-            positions = [p for p in range(first, stop) if start + p in wanted]
-            due = iter(positions)
-            for image in read_shard(self.shards.urls[shard], positions):
-                for position in due:
-                    lost = position != image.position
-                    yield start + position, None if lost else image
-                    if not lost:
-                        break
-            for position in due:
-                yield start + position, None
-
-    def _decode(
-        self, epoch: int, batch: list[tuple[int, EncodedImage | None]]
-    ) -> list[ShardSample]:
-        """Decode a batch; the next readable image of it stands in for one that is not."""
-        found = [self._image(index, image) for index, image in batch]
-        if not any(found):
-            raise DamagedDataError(
-                f"no image of a batch of {len(batch)} is readable; the first is "
-                f"{self._place(batch[0][0])}. The images of a batch lie close together, so this "
-                "shard is cut short or damaged over a length; max_damaged does not help there. Get "
-                "the shard again, then go on with --resume."
-            )
-        samples = []
-        for i, (index, _) in enumerate(batch):
-            image, label = next(one for one in found[i:] + found[:i] if one is not None)
-            samples.append(ShardSample(epoch, index, image, label))
-        return samples
-
-    def _image(self, index: int, encoded: EncodedImage | None) -> tuple[Image.Image, int] | None:
-        try:
-            if encoded is None:
-                raise DamagedImageError(_LOST)
-            return decode(encoded.data), encoded.label
-        except DamagedImageError as error:
-            if not self._damage.is_known(index):
-                self._damage.record(index, self._place(index), str(error))
-            return None
-
-    def _place(self, index: int) -> str:
-        shard = int(self._starts.searchsorted(index, side="right")) - 1
-        return place(self.shards.urls[shard], index - int(self._starts[shard]))
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch  # by default, the loader turns tuples into lists and arrays into tensors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,9 @@ import torch
 from torch import nn
 
 from maskdistill.data.crops import MEAN, STD
-from maskdistill.models import MaskedViT, backbone_arguments, load_weights
+from maskdistill.data.writing import file_checksum
+from maskdistill.models import MaskedViT, load_weights
+from maskdistill.models.backbones import backbone_arguments
 from maskdistill.models.probing import SIZE_ARGUMENTS
 from maskdistill.models.tokens import Application
 from maskdistill.models.weights import (
@@ -194,11 +195,7 @@ def _file_of_run(folder: Path, role: Role) -> Path:
 
 def _is_whole(path: Path) -> bool:
     """Compare a checkpoint of ours with the checksum in its name."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return path.stem.endswith(digest.hexdigest()[:16])
+    return path.stem.endswith(file_checksum(path))
 
 
 def _from_file(

@@ -209,13 +209,6 @@ def corloc(predicted: Tensor, truth: Tensor | Sequence[Tensor], *, threshold: fl
         ValueError: shapes that do not fit, boxes that are not finite, no images, or an image
             without a true box.
     """
-    return float(corloc_per_image(predicted, truth, threshold=threshold).float().mean())
-
-
-def corloc_per_image(
-    predicted: Tensor, truth: Tensor | Sequence[Tensor], *, threshold: float = 0.5
-) -> Tensor:
-    """Return which images ``corloc`` counts: ``(B,)`` bool; the arguments are the same."""
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be in (0, 1]; got {threshold!r}.")
     if predicted.ndim != 2 or predicted.shape[1] != 4 or not len(predicted):
@@ -227,7 +220,7 @@ def corloc_per_image(
     predicted = predicted.cpu().double()
     if not (torch.isfinite(predicted).all() and torch.isfinite(boxes).all()):
         raise ValueError("boxes must be finite numbers; at least one is NaN or infinite.")
-    return (box_iou(predicted[:, None], boxes) >= threshold).any(dim=1)
+    return float((box_iou(predicted[:, None], boxes) >= threshold).any(dim=1).float().mean())
 
 
 def centre_box(image_size: tuple[int, int], area: float) -> Tensor:

@@ -161,7 +161,7 @@ class Masker(ABC):
         """Draw several masks for each image: ``(B, masks, N)`` bool.
 
         >>> import maskdistill as md
-        >>> md.SquaresMasker(0.8, inverse=True).several(16, batch=4, grid=(14, 14)).shape
+        >>> md.masking.SquaresMasker(0.8, inverse=True).several(16, batch=4, grid=(14, 14)).shape
         torch.Size([4, 16, 196])
 
         As in data2vec 2.0 (Baevski et al., 2023), where one pass of the teacher serves many masked

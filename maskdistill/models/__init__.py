@@ -1,9 +1,8 @@
 """The networks: a mask-taking adapter around any ViT, and the multi-crop wrapper."""
 
-from maskdistill.models.attention import AttentionRecord, Query
+from maskdistill.models.attention import AttentionRecord
 from maskdistill.models.backbones import (
     ModelSupport,
-    backbone_arguments,
     create_backbone,
     supported_models,
 )
@@ -17,8 +16,6 @@ __all__ = [
     "ModelSupport",
     "MultiCropOutput",
     "MultiCropWrapper",
-    "Query",
-    "backbone_arguments",
     "create_backbone",
     "load_weights",
     "supported_models",

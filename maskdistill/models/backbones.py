@@ -102,7 +102,7 @@ def backbone_arguments(
     raise ValueError(
         f"{name} cannot be built for images of {image_size}x{image_size} and {small} in patches of "
         f"{patch_size}: {str(error).rstrip('.')}. Models of timm's VisionTransformer and Eva "
-        "families can; maskdistill.supported_models() says what each takes."
+        "families can; maskdistill.models.supported_models() says what each takes."
     ) from error
 
 
@@ -201,10 +201,10 @@ def supported_models(pattern: str = "*") -> list[ModelSupport]:
     """Return what each transformer of timm takes, by running it on the meta device.
 
     >>> import maskdistill as md
-    >>> vit, = md.supported_models("vit_tiny_patch16_224")
+    >>> vit, = md.models.supported_models("vit_tiny_patch16_224")
     >>> vit.token, vit.drop, vit.attention, vit.sizes_by
     (True, True, 'class', 'dynamic_img_size')
-    >>> swin, = md.supported_models("swin_tiny_patch4_window7_224")
+    >>> swin, = md.models.supported_models("swin_tiny_patch4_window7_224")
     >>> swin.token, swin.drop, swin.patch_size
     (True, False, (32, 32))
     >>> print(swin.reasons["drop"])

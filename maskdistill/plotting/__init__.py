@@ -14,11 +14,9 @@ from maskdistill.plotting.curves import (
 )
 from maskdistill.plotting.masks import plot_masker, plot_view_masks
 from maskdistill.plotting.pixels import attention_pixels, masked_pixels, outlined_pixels
-from maskdistill.plotting.video import attention_video
 
 __all__ = [
     "attention_pixels",
-    "attention_video",
     "masked_pixels",
     "outlined_pixels",
     "plot_attention",

@@ -72,7 +72,7 @@ def plot_training_bands(
     order: Sequence[str] | None = None,
     width: float = COLUMN,
 ) -> Figure:
-    """Draw a number over training for several policies, each with a band over its seeds.
+    """Plot a number over training for several policies, each with a band over its seeds.
 
     >>> runs = {"none": [seed_0, seed_1], "asymmetric": [other_0, other_1]}  # doctest: +SKIP
     >>> plot_training_bands(runs, "knn", floors={"random weights": 0.41})  # doctest: +SKIP
@@ -88,7 +88,7 @@ def plot_training_bands(
         band: from the least to the greatest seed (``"range"``), or the mean's 95 % confidence
             interval by Student's t (``"ci"``; needs SciPy). The caption says which.
         label: of the number; None makes one from the key.
-        percent: the number is a share, drawn times 100; None is so for accuracies, ``knn...``.
+        percent: the number is a share, shown times 100; None is so for accuracies, ``knn...``.
         order: all names of a study, so that each has the same colour in all plots; None is the
             order of ``runs``.
         width: inches; a paper's column by default.
@@ -103,14 +103,12 @@ def plot_training_bands(
     for name, seeds in runs.items():
         if not seeds:
             raise ValueError(f"runs[{name!r}] has no seeds; leave it out, or give its metrics.")
-        found = [_series(metrics, key, name, scale) for metrics in seeds]
-        lines[name] = [_finite(values, key, name) for values in found]
-        left_out += sum(map(len, found)) - sum(map(len, lines[name]))
+        found = [_by_step(metrics, key, name, scale) for metrics in seeds]
+        lines[name] = [values for values, _ in found]
+        left_out += sum(count for _, count in found)
     unit = " (%)" if percent else ""
     said = f"{left_out} value{'s' * (left_out > 1)} left out, not finite" if left_out else ""
-    figure, axis = _band_figure(
-        lines, band, order, width, {name: name for name in lines}, after=said
-    )
+    figure, axis = _band_figure(lines, band, order, width, after=said)
     _label(axis, width, "step", label or _NAMES.get(key, key.replace("_", " ") + unit))
     if len({step for seeds in lines.values() for seed in seeds for step in seed}) > 1:
         axis.xaxis.get_major_locator().set_params(nbins=5)
@@ -127,7 +125,7 @@ def plot_occlusion(
     order: Sequence[str] | None = None,
     width: float = COLUMN,
 ) -> Figure:
-    """Draw accuracy against the share of patches that is hidden.
+    """Plot accuracy against the share of patches that is hidden.
 
     >>> curves = {"none": [curve_0, curve_1], "asymmetric": [curve_2, curve_3]}  # doctest: +SKIP
     >>> plot_occlusion(curves, floors={"chance": 1 / 11})  # doctest: +SKIP
@@ -149,17 +147,17 @@ def plot_occlusion(
         ValueError: no curve, ratios and accuracies of different numbers or not finite, a ratio
             that comes twice, seeds without a common ratio, an unknown band.
     """
-    lines, names = {}, {}
+    lines, legend = {}, {}
     for name, given in curves.items():
-        pairs = [_pair(curve, name) for curve in _per_seed(given)]
+        pairs = [_sorted_pairs(curve, name) for curve in _per_seed(given)]
         if not pairs:
             raise ValueError(f"curves[{name!r}] has no curve; leave it out, or give one.")
         # Of ten ratios 0.3 may be 3 / 10 in one seed and 0.1 * 3, or float32, in another.
         lines[name] = [{round(100 * x, 4): 100 * y for x, y in pair} for pair in pairs]
         area = sum(map(_area, pairs)) / len(pairs)
-        names[name] = f"{name} (area {100 * area:.1f})"
+        legend[name] = f"{name} (area {100 * area:.1f})"
     figure, axis = _band_figure(
-        lines, band, order, width, names, "area: mean accuracy along the curve"
+        lines, band, order, width, legend, before="area: mean accuracy along the curve"
     )
     _label(axis, width, "patches hidden (%)", label)
     axis.set_ylim(bottom=0)
@@ -190,13 +188,9 @@ def spread(values: Sequence[float], band: Band) -> tuple[float, float]:
     return mean - reach, mean + reach
 
 
-def _series(metrics: Metrics, key: str, name: str, scale: float) -> dict[float, float]:
-    # JSON has no NaN: a value that was none is None there.
-    found = {
-        line["step"]: math.nan if line[key] is None else scale * float(line[key])
-        for line in metrics
-        if key in line
-    }
+def _by_step(metrics: Metrics, key: str, name: str, scale: float) -> tuple[dict[float, float], int]:
+    """Return the finite values by step, and how many others there are."""
+    found = {line["step"]: line[key] for line in metrics if key in line}
     if not found:
         known = sorted({key for line in metrics for key in line} - {"step"})
         near = difflib.get_close_matches(key, known, n=1)
@@ -204,14 +198,15 @@ def _series(metrics: Metrics, key: str, name: str, scale: float) -> dict[float, 
             f"a run of {name!r} has no line with {key!r}; its lines have {', '.join(known)}."
             + (f" Did you mean {near[0]!r}?" if near else "")
         )
-    return found
-
-
-def _finite(values: dict[float, float], key: str, name: str) -> dict[float, float]:
-    found = {step: value for step, value in values.items() if math.isfinite(value)}
-    if not found:
+    # JSON has no NaN: a value that was none is None there.
+    finite = {
+        step: scale * float(value)
+        for step, value in found.items()
+        if value is not None and math.isfinite(value)
+    }
+    if not finite:
         raise ValueError(f"a run of {name!r} has no finite {key!r}; leave the run out.")
-    return found
+    return finite, len(found) - len(finite)
 
 
 def _per_seed(given: Any) -> list[Any]:
@@ -226,14 +221,16 @@ def _per_seed(given: Any) -> list[Any]:
     return list(given)
 
 
-def _pair(curve: Any, name: str) -> list[tuple[float, float]]:
+def _sorted_pairs(curve: Any, name: str) -> list[tuple[float, float]]:
     """Return ratios and accuracies in the order of the ratios."""
-    if not hasattr(curve, "accuracies") and len(curve) != 2:
+    if hasattr(curve, "accuracies"):
+        curve = (curve.ratios, curve.accuracies)
+    if len(curve) != 2:
         raise ValueError(
             f"a curve of {name!r} must be a pair of ratios and accuracies; got {len(curve)} of "
             "them."
         )
-    ratios, accuracies = (curve.ratios, curve.accuracies) if hasattr(curve, "accuracies") else curve
+    ratios, accuracies = curve
     if len(ratios) != len(accuracies) or len(ratios) < 2:
         raise ValueError(
             f"a curve of {name!r} must have as many accuracies as ratios, at least two; got "
@@ -275,42 +272,60 @@ def _band_figure(
     band: Band,
     order: Sequence[str] | None,
     width: float,
-    names: Mapping[str, str],
-    said: str = "",
+    legend: Mapping[str, str] | None = None,
+    before: str = "",
     after: str = "",
 ) -> tuple[Figure, Any]:
-    """Draw mean, band and single seeds of each name: ``{x: y}`` per seed."""
+    """Return a figure and its axis with mean, band and single seeds of each name.
+
+    Args:
+        lines: name to ``{x: y}`` of each seed.
+        band: as in `plot_training_bands`.
+        order: as in `plot_training_bands`.
+        width: inches.
+        legend: name to its text in the legend; None is the name.
+        before: begins the caption.
+        after: ends the caption.
+    """
     check("band", band, BANDS)
     if not lines:
-        raise ValueError("there is nothing to draw: give at least one name.")
+        raise ValueError("there is nothing to plot: give at least one name.")
     looks = styles(list(lines), order)
-    looks = styles(list(lines), order)
-    figure = new_figure(width, 0.7 * width + 0.13 * legend_rows(list(names.values()), width - 0.5))
+    texts = [name if legend is None else legend[name] for name in lines]
+    figure = new_figure(width, 0.7 * width + 0.13 * legend_rows(texts, width - 0.5))
     axis = plain(figure.subplots())
     shared = {name: _common(seeds, name) for name, seeds in lines.items()}
     single = [name for name, steps in shared.items() if len(steps) == 1]
     handles = {}
-    for name, seeds in lines.items():
+    for text, (name, seeds) in zip(texts, lines.items(), strict=True):
+        for seed in seeds if len(seeds) > 1 else ():  # seeds may have steps that others lack
+            if len(seed) > 1:
+                x, y = zip(*sorted(seed.items()), strict=True)
+                axis.plot(x, y, color=looks[name]["color"], linewidth=0.5, alpha=0.45)
         if name in single:
             aside = (single.index(name) - (len(single) - 1) / 2) * _DODGE
-            handles[names[name]] = _draw_bar(axis, shared[name][0], seeds, band, looks[name], aside)
+            handles[text] = _mean_and_bar(axis, shared[name][0], seeds, band, looks[name], aside)
         else:
-            handles[names[name]] = _draw_band(axis, shared[name], seeds, band, looks[name])
+            handles[text] = _mean_and_band(axis, shared[name], seeds, band, looks[name])
     if len(single) == len(lines) and len({shared[name][0] for name in single}) == 1:
         axis.set_xticks([shared[single[0]][0]])
     legend_above(axis, handles, width - 0.5)
-    counts = sorted({len(seeds) for seeds in lines.values()})
-    seeds_said = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    several = [name for name, seeds in lines.items() if len(seeds) > 1]
-    parts = [said]
-    if several:
-        kinds = {name in single for name in several}
-        mean, spread_ = (" or ".join(pair[kind] for kind in sorted(kinds))
-                         for pair in (("line", "mark"), ("band", "bar")))  # fmt: skip
-        parts.append(f"{mean}: mean of {seeds_said} seeds, {spread_}: {_BANDS[band]}")
-    if any(parts := [part for part in (*parts, after) if part]):
+    parts = [part for part in (before, _band_said(lines, single, band), after) if part]
+    if parts:
         caption(figure, "; ".join(parts))
     return figure, axis
+
+
+def _band_said(lines: Mapping[str, Sequence[Any]], single: Sequence[str], band: Band) -> str:
+    """Return what a caption says of the means and of their spread; nothing of one seed each."""
+    kinds = {name in single for name, seeds in lines.items() if len(seeds) > 1}
+    if not kinds:
+        return ""
+    counts = sorted({len(seeds) for seeds in lines.values()})
+    seeds_said = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    mean = " or ".join(("line", "mark")[kind] for kind in sorted(kinds))
+    ends = " or ".join(("band", "bar")[kind] for kind in sorted(kinds))
+    return f"{mean}: mean of {seeds_said} seeds, {ends}: {_BANDS[band]}"
 
 
 def _common(seeds: Sequence[Mapping[float, float]], name: str) -> list[float]:
@@ -321,23 +336,18 @@ def _common(seeds: Sequence[Mapping[float, float]], name: str) -> list[float]:
     return common
 
 
-def _draw_band(
+def _mean_and_band(
     axis: Any,
     steps: Sequence[float],
     seeds: Sequence[Mapping[float, float]],
     band: Band,
     look: Mapping[str, Any],
 ) -> Any:
-    """Draw the mean as a line, the spread as a band, and single seeds; return the line."""
+    """Plot the mean as a line and the spread as a band; return the line."""
     rows = [[seed[x] for seed in seeds] for x in steps]
     if len(seeds) > 1:
         low, high = zip(*(spread(row, band) for row in rows), strict=True)
         axis.fill_between(steps, low, high, color=look["color"], alpha=0.16, linewidth=0)
-        for seed in seeds:
-            axis.plot(
-                sorted(seed), [seed[x] for x in sorted(seed)], color=look["color"],
-                linewidth=0.5, alpha=0.45,
-            )  # fmt: skip
     (line,) = axis.plot(
         steps, [sum(row) / len(row) for row in rows], linewidth=1.3, markersize=3.2,
         markevery=max(1, len(steps) // 8), **look,
@@ -345,7 +355,7 @@ def _draw_band(
     return line
 
 
-def _draw_bar(
+def _mean_and_bar(
     axis: Any,
     step: float,
     seeds: Sequence[Mapping[float, float]],
@@ -353,7 +363,7 @@ def _draw_bar(
     look: Mapping[str, Any],
     aside: float,
 ) -> Any:
-    """Draw the mean at the only step as a mark, and the spread as a bar; return the mark."""
+    """Plot the mean at the only step as a mark, and the spread as a bar; return the mark."""
     from matplotlib.transforms import ScaledTranslation
 
     values = [seed[step] for seed in seeds]
@@ -361,12 +371,6 @@ def _draw_bar(
     axis.update_datalim([(step, end) for end in ends])  # what lies beside its step has no limits
     axis.autoscale_view()
     beside = axis.transData + ScaledTranslation(aside, 0, axis.figure.dpi_scale_trans)
-    for seed in seeds if len(seeds) > 1 else ():  # seeds may have steps that others lack
-        if len(seed) > 1:
-            axis.plot(
-                sorted(seed), [seed[x] for x in sorted(seed)], color=look["color"],
-                linewidth=0.5, alpha=0.45,
-            )  # fmt: skip
     if len(seeds) > 1:
         axis.vlines(step, *ends, color=look["color"], linewidth=1.2, transform=beside)
     (mark,) = axis.plot(
@@ -376,8 +380,7 @@ def _draw_bar(
     return mark
 
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+# --- Differences to a baseline
 
 _ROW, _GAP = 0.13, 0.12
 """Inches of a policy within a measure's row, and between rows."""
@@ -397,7 +400,7 @@ def plot_intervals(
     order: Sequence[str] | None = None,
     width: float = PAGE,
 ) -> Figure:
-    """Draw paired differences to a baseline: a row per measure, a line per policy.
+    """Plot paired differences to a baseline: a row per measure, a line per policy.
 
     >>> differences = {"asymmetric": {"knn_20": (0.021, 0.034, 0.018)}}
     >>> figure = plot_intervals(differences, baseline="none", units={"knn_20": "%"})
@@ -416,7 +419,7 @@ def plot_intervals(
         bar: what the intervals are, for the caption; None says "its 95 % interval" of those that
             are made here, and "its interval" of those given.
         titles: measure to what is written beside its row; else the measure's name.
-        units: measure to its unit; of ``"%"`` values are shares, drawn times 100.
+        units: measure to its unit; of ``"%"`` values are shares, shown times 100.
         better: measure to ``"higher"`` or ``"lower"``, shown as an arrow.
         order: all names of a study, so that each has the same colour in all plots.
         width: inches; a paper's page by default.
@@ -441,7 +444,7 @@ def plot_intervals(
     axes = figure.subplots(
         len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": [len(g) for g in groups]}
     )[:, 0]
-    looks, drawn = styles(list(differences), order), []
+    looks, every_bar = styles(list(differences), order), []
     for axis, group in zip(axes, groups, strict=True):
         names, bars = [], []
         for place, measure in enumerate(group):
@@ -455,18 +458,20 @@ def plot_intervals(
                 seeds = [scale * float(value) for value in differences[policy][measure]]
                 given = intervals[policy][measure] if intervals is not None else None
                 ends = _ends(seeds, given, scale)
-                bars.append(_interval(axis, policy, y, seeds, ends, looks[policy]))
+                bars.append(_difference_bar(axis, policy, y, seeds, ends, looks[policy]))
         _rows(axis, names, units.get(group[0], ""), any(map(_is_open, bars)))
         for one in filter(_is_open, bars):
-            _lead_on(axis, one)
-        drawn += bars
-    handles = {one.policy: one.mark for one in drawn}
+            _extend_open_ends(axis, one)
+        every_bar += bars
+    handles = {one.policy: one.mark for one in every_bar}
     legend_above(axes[0], {policy: handles[policy] for policy in shown}, width - 1.6)
     what = bar or ("its 95 % interval" if intervals is None else "its interval")
     to = "the baseline" if baseline is None else f"“{baseline}”"
-    said = [f"difference to {to}, paired by seed; dots: seeds, mark: mean{_said(drawn, what)}"]
+    said = [
+        f"difference to {to}, paired by seed; dots: seeds, mark: mean{_bars_said(every_bar, what)}"
+    ]
     if any((better or {}).values()):
-        beside = " beside a name" if any(map(_is_open, drawn)) else ""
+        beside = " beside a name" if any(map(_is_open, every_bar)) else ""
         said.append(f"arrow{beside}: the better direction")
     caption(figure, "; ".join(said))
     return figure
@@ -511,7 +516,7 @@ def _is_open(bar: _Bar) -> bool:
     return any(map(math.isinf, bar.ends))
 
 
-def _said(bars: Sequence[_Bar], what: str) -> str:
+def _bars_said(bars: Sequence[_Bar], what: str) -> str:
     """Return what the caption says of the bars, and of those that there are not."""
     none = [bar for bar in bars if math.isnan(bar.ends[0])]
     said = "" if len(none) == len(bars) else f", bar: {what}"
@@ -535,7 +540,7 @@ def _groups(measures: Sequence[str], units: Mapping[str, str]) -> list[list[str]
     return groups
 
 
-def _interval(
+def _difference_bar(
     axis: Any,
     policy: str,
     y: float,
@@ -543,7 +548,7 @@ def _interval(
     ends: tuple[float, float],
     look: dict[str, Any],
 ) -> _Bar:
-    """Draw the seeds, the mean and its interval, as far as that is finite."""
+    """Plot the seeds, the mean and its interval, as far as that is finite."""
     colour, mean = look["color"], sum(seeds) / len(seeds)
     line = None
     if not math.isnan(ends[0]):
@@ -556,8 +561,8 @@ def _interval(
     return _Bar(policy, y, seeds, ends, line, mark)
 
 
-def _lead_on(axis: Any, bar: _Bar) -> None:
-    """Draw a bar's infinite ends: to the end of the axis, and an arrow there."""
+def _extend_open_ends(axis: Any, bar: _Bar) -> None:
+    """Plot a bar's infinite ends: to the end of the axis, and an arrow there."""
     limits = axis.get_xlim()
     shown = list(bar.line.get_xdata())
     for side, (end, limit) in enumerate(zip(bar.ends, limits, strict=True)):
@@ -585,8 +590,7 @@ def _rows(axis: Any, names: Sequence[str], unit: str, is_open: bool) -> None:
         axis.set_xlabel("percentage points" if unit == "%" else unit, fontsize=7, labelpad=1)
 
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+# --- A run's own curves
 
 
 def plot_curves(
@@ -594,7 +598,7 @@ def plot_curves(
     floors: Mapping[str, float] | None = None,
     uniform_loss: float | None = None,
 ) -> Figure:
-    """Draw a run's loss, k-NN accuracy and signs of collapse over its steps.
+    """Plot a run's loss, k-NN accuracy and signs of collapse over its steps.
 
     >>> plot_curves(read_metrics(run / "metrics.jsonl")).savefig("curves.pdf")  # doctest: +SKIP
 
@@ -609,22 +613,22 @@ def plot_curves(
     figure = new_figure(6.9, 2.3 + 0.13 * max(0, rows - 2))
     loss, knn, spread = figure.subplots(1, 3)
 
-    def series(name: str) -> tuple[list[float], list[float]]:
+    def points(name: str) -> tuple[list[float], list[float]]:
         lines = [line for line in metrics if line.get(name) is not None]
         return [line["step"] for line in lines], [line[name] for line in lines]
 
-    few = "o" if len(series("loss")[0]) < 3 else None  # a line of one point shows nothing
+    few = "o" if len(points("loss")[0]) < 3 else None  # a line of one point shows nothing
     look: dict[str, Any] = {"linewidth": 1.2, "marker": few, "markersize": 3}
     losses = {
-        "loss": loss.plot(*series("loss"), color=accent(), **look)[0],
+        "loss": loss.plot(*points("loss"), color=accent(), **look)[0],
         "teacher entropy": loss.plot(
-            *series("teacher_entropy"), color=GREEN, linestyle=(0, (4, 1.5)), **look
+            *points("teacher_entropy"), color=GREEN, linestyle=(0, (4, 1.5)), **look
         )[0],
     }
     if uniform_loss is not None:
         losses["uniform"] = loss.axhline(uniform_loss, color=grey(), linewidth=0.8, linestyle=":")
     loss.set_ylabel("nats")
-    steps, accuracy = series("knn")
+    steps, accuracy = points("knn")
     percent = [100 * value for value in accuracy]
     accuracies = {
         "teacher": knn.plot(
@@ -639,7 +643,7 @@ def plot_curves(
     shown = [y for y in (*percent, *(100 * f for f in floors.values())) if math.isfinite(y)]
     knn.set_ylim(0, 1.1 * max([*shown, 1.0]))
     knn.set_ylabel("20-NN accuracy (%)")
-    spread.plot(*series("feature_spread"), color=accent(), **look)
+    spread.plot(*points("feature_spread"), color=accent(), **look)
     spread.set_ylim(0, 1.02)
     spread.set_ylabel("feature spread")
     for axis in (loss, knn, spread):

@@ -46,7 +46,7 @@ def plot_view_masks(
     *,
     boxes: Tensor | None = None,
 ) -> Figure:
-    """Draw all views of one image as each role sees them under a policy.
+    """Plot all views of one image as each role sees them under a policy.
 
     >>> figure = plot_view_masks(image, crops, masks, policy, 8, boxes=boxes)  # doctest: +SKIP
     >>> figure.savefig("masks.png")  # doctest: +SKIP
@@ -77,7 +77,7 @@ def plot_view_masks(
     lines = -(-len(crops) // int(PAGE / _PANEL - _WHOLE))
     columns = -(-len(crops) // lines)
     width = _PANEL * (columns + _WHOLE)
-    said = wrapped(_short(policy), width, 8)
+    said = wrapped(_masked_cells(policy), width, 8)
     height = 2 * _PANEL + 0.62 + (lines - 1) * (2 * _PANEL + 0.68)
     figure = new_figure(width, height + 0.14 * said.count("\n"))
     places = figure.add_gridspec(2 * lines, columns + 1, width_ratios=[_WHOLE, *[1] * columns])
@@ -94,7 +94,7 @@ def plot_view_masks(
             if column == 0:
                 axis.set_ylabel(f"{role} sees", fontsize=7.5, labelpad=3)
             if row == 0 or lines > 1:
-                axis.set_title(_view_name(view, policy.global_crops), fontsize=7.5, pad=3)
+                axis.set_title(view_name(view, policy.global_crops), fontsize=7.5, pad=3)
             _view(axis, crop[0], views[view] if view < len(views) else "not seen", patch_size)
     figure.suptitle(said, fontsize=8)
     return figure
@@ -115,7 +115,7 @@ def _check_one_image(crops: Sequence[Tensor], masks: ViewMasks) -> None:
 
 
 def _view(axis: Any, crop: Tensor, mask: Tensor | Literal["not seen"] | None, patch: int) -> None:
-    """Draw what a role sees of a view."""
+    """Plot what a role sees of a view."""
     if isinstance(mask, str):
         axis.text(
             0.5, 0.5, mask, ha="center", va="center", fontsize=7, color=grey(),
@@ -129,7 +129,7 @@ def _view(axis: Any, crop: Tensor, mask: Tensor | Literal["not seen"] | None, pa
 
 
 def _sharp(image: Tensor, mask: Tensor | None, grid: tuple[int, int], panels: float) -> Any:
-    """Return the pixels of a panel, about twice as fine as it is drawn."""
+    """Return the pixels of a panel, about twice as fine as it is shown."""
     return masked_pixels(image, mask, grid, size=int(2 * panels * _PANEL * DPI))
 
 
@@ -178,7 +178,7 @@ def plot_masker(
     generator: torch.Generator | None = None,
     **signals: Tensor,
 ) -> Figure:
-    """Draw what a masker hides: some draws, how often each patch is hidden, and how many are.
+    """Plot what a masker hides: some draws, how often each patch is hidden, and how many are.
 
     >>> figure = plot_masker(md.BlockMasker(0.4))  # doctest: +SKIP
     >>> figure.savefig("blocks.png")  # doctest: +SKIP
@@ -231,7 +231,7 @@ def plot_masker(
         else torch.cat([draw(i, 1, moment) for i, moment in enumerate(moments)])
     )
 
-    sheet = _Sheet(grid)
+    sheet = _MaskerSheet(grid)
     for place in range(count):
         sheet.panel(place, _patched(pictures[place], grid), None, "image")  # type: ignore[index]
     if count == 1 and per_patch is not None:
@@ -248,7 +248,7 @@ def plot_masker(
 _CHANCE = "P(hidden) of each patch"
 
 
-class _Sheet:
+class _MaskerSheet:
     """The page of ``plot_masker``, laid out in whole pixels so that patches are equally large."""
 
     def __init__(self, grid: tuple[int, int]) -> None:
@@ -286,38 +286,38 @@ class _Sheet:
         return axis
 
     def panel(self, place: int, picture: Tensor | None, mask: Tensor | None, title: str) -> None:
-        """Draw an image and what is hidden of it in one of the eight places."""
-        # As many pixels as the place has, so that stripes and edges are drawn as they are.
+        """Plot an image and what is hidden of it in one of the eight places."""
+        # As many pixels as the place has, so that stripes and edges are whole.
         pixels = masked_pixels(picture, mask, self.grid, size=self.cell)
         self._cell(place, title).imshow(pixels, aspect="auto")
 
     def heat(self, place: int, signal: Tensor, title: str) -> None:
-        """Draw a signal per patch in one of the eight places, from its least to its greatest."""
+        """Plot a signal per patch in one of the eight places, from its least to its greatest."""
         values = rearrange(signal, "(h w) -> h w", h=self.grid[0]).numpy()
         self._cell(place, title).imshow(
             values, cmap="inferno", interpolation="nearest", aspect="auto"
         )
 
     def chance(self, chance: Tensor) -> None:
-        """Draw how often each patch is hidden, with its colour bar."""
+        """Plot how often each patch is hidden, with its colour bar."""
         height, width = self.map
         axis = bare(self._axis(self.margin, self.below, width, height))
         spans = self.title > width + 4  # the title is over the bar too
         axis.set_title(_CHANCE, fontsize=9, pad=4, loc="left" if spans else "center")
         values = rearrange(chance, "(h w) -> h w", h=self.grid[0]).numpy()
-        drawn = axis.imshow(
+        image = axis.imshow(
             values, cmap="viridis", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
         )
         bar = self._axis(self.margin + width + self.gap, self.below, 24, max(height, 60))
         every = 1 if height >= 130 else 2 if height >= 80 else 4  # numbers that there is room for
-        self.figure.colorbar(drawn, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1][::every])
+        self.figure.colorbar(image, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1][::every])
         bar.tick_params(labelsize=8, length=2, pad=2)
         bar.set_yticklabels(["0", ".25", ".5", ".75", "1"][::every])
         if spans:
             bar.get_yticklabels()[-1].set_va("top")
 
     def histogram(self, share: Tensor) -> None:
-        """Draw how much of an image is hidden, over all samples."""
+        """Plot how much of an image is hidden, over all samples."""
         left = self.margin + self.beside
         axis = self._axis(
             left, self.below, self.width - left - self.margin - 14, max(self.map[0], 240) - 112
@@ -345,11 +345,12 @@ def _patched(image: Tensor, grid: tuple[int, int]) -> Tensor:
     return image
 
 
-def _view_name(view: int, global_crops: int) -> str:
+def view_name(view: int, global_crops: int) -> str:
+    """Return what a view is called in figures: global or local, and its number from 1."""
     return f"global {view + 1}" if view < global_crops else f"local {view - global_crops + 1}"
 
 
-def _short(policy: ViewPolicy) -> str:
+def _masked_cells(policy: ViewPolicy) -> str:
     cells = {
         "student global": policy.student_global,
         "student local": policy.student_local,

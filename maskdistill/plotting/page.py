@@ -1,4 +1,4 @@
-"""The figure that every picture is drawn on; it imports matplotlib, so it is imported late."""
+"""The figure of every picture; it imports matplotlib, so it is imported late."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ class Page(Figure):
 
     def _repr_png_(self) -> bytes:
         """Return what a notebook shows."""
-        drawn = io.BytesIO()
-        self.savefig(drawn, format="png")
-        return drawn.getvalue()
+        written = io.BytesIO()
+        self.savefig(written, format="png")
+        return written.getvalue()

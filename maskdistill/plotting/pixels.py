@@ -44,7 +44,7 @@ def masked_pixels(
     from light images alike, in colour and in grey print. Patches below 6 pixels are plain grey.
 
     Args:
-        image: ``(3, H, W)`` uint8; None draws what is visible in pale blue.
+        image: ``(3, H, W)`` uint8; None shows what is visible in pale blue.
         mask: ``(N,)`` bool, True = hidden; None hides nothing.
         grid: patch rows and columns; N patches.
         size: pixels of the longer side of the picture, or its (height, width); None is the image's
@@ -112,7 +112,7 @@ def attention_pixels(
             smooth, and finer than what was measured.
         size: pixels of the longer side of the picture, or its (height, width); None is the image's
             size, or 16 pixels per patch.
-        outline: ``(h, w)`` bool of any size, such as an object's mask; its outline is drawn.
+        outline: ``(h, w)`` bool of any size, such as an object's mask; shown by its outline.
 
     Returns:
         ``(h, w, 3)`` uint8, for ``imshow`` or ``PIL.Image.fromarray``.
@@ -147,7 +147,7 @@ def attention_pixels(
 
 
 def outlined_pixels(pixels: Pixels, outline: Tensor) -> Pixels:
-    """Return pixels with the outline of an object drawn on them.
+    """Return pixels with the outline of an object on them.
 
     >>> mask = torch.zeros(32, 32, dtype=torch.bool)
     >>> mask[8:24, 8:24] = True
@@ -170,11 +170,11 @@ def outlined_pixels(pixels: Pixels, outline: Tensor) -> Pixels:
     height, width = pixels.shape[:2]
     cells = np.ix_(_cells(height, outline.shape[0]), _cells(width, outline.shape[1]))
     inside = torch.from_numpy(_numpy(outline)[cells])
-    drawn: Pixels = pixels.copy()
+    outlined: Pixels = pixels.copy()
     side = min(height, width)
-    drawn[(_grown(inside, max(1, round(side / 130))) & ~inside).numpy()] = 0
-    drawn[(_grown(~inside, max(1, round(side / 80))) & inside).numpy()] = _OUTLINE
-    return drawn
+    outlined[(_grown(inside, max(1, round(side / 130))) & ~inside).numpy()] = 0
+    outlined[(_grown(~inside, max(1, round(side / 80))) & inside).numpy()] = _OUTLINE
+    return outlined
 
 
 def check(name: str, value: str, choices: tuple[str, ...]) -> None:

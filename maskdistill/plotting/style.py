@@ -1,4 +1,4 @@
-"""How all figures look: sizes, colours, and drawing for light and dark pages."""
+"""How all figures look: sizes, colours, and plots for light and dark pages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _INKS = {"light": ("#1F2328", "#59606A"), "dark": ("#E6E8EB", "#A4ABB5")}
 
 @contextmanager
 def light() -> Iterator[None]:
-    """Draw figures for a light page: dark text, and no background of their own.
+    """Plot figures for a light page: dark text, and no background of their own.
 
     >>> with style.light():  # doctest: +SKIP
     ...     plot_curves(metrics).savefig("curves-light.svg")
@@ -41,7 +41,7 @@ def light() -> Iterator[None]:
 
 @contextmanager
 def dark() -> Iterator[None]:
-    """Draw figures for a dark page: light text, and no background of their own.
+    """Plot figures for a dark page: light text, and no background of their own.
 
     >>> with style.dark():  # doctest: +SKIP
     ...     plot_curves(metrics).savefig("curves-dark.svg")
@@ -231,7 +231,7 @@ def legend_above(axis: Any, handles: Mapping[str, Any], width: float) -> None:
 
 
 def mark_floors(axis: Any, floors: Mapping[str, float], height: float, side: str = "right") -> None:
-    """Draw values to compare with as lines, named on a side of the axis.
+    """Plot values to compare with as lines, named on a side of the axis.
 
     Names that would lie on each other, or on the next line, are pushed apart.
 

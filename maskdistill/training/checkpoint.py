@@ -17,7 +17,7 @@ from typing import IO, Any, BinaryIO, NamedTuple, cast
 import numpy as np
 import torch
 
-from maskdistill.data.writing import locked, replace_durably, to_disk
+from maskdistill.data.writing import file_checksum, locked, replace_durably, to_disk
 from maskdistill.policies import ViewPolicy
 from maskdistill.training.config import TrainingConfig
 from maskdistill.training.distributed import Agreement, gathered, load_gathered, load_moments
@@ -177,7 +177,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     name = _NAME.fullmatch(path.name)
     if name is None:
         raise ValueError("its name is not step-<8 digits>-<16 hexadecimal digits>.pt")
-    if _checksum(path) != name[2]:
+    if file_checksum(path) != name[2]:
         raise ValueError("its checksum does not match (truncated or damaged)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -225,14 +225,6 @@ class _HashingFile:
         return self._hash.hexdigest()[:16]
 
 
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
-
-
 def not_written(cause: OSError, what: str, out: Path) -> CheckpointError:
     """Return the error that says what could not be written, and what the run can go on from."""
     there = [path for path in checkpoint_files(out) if path.is_file()]
@@ -264,7 +256,7 @@ def _remove_old(out: Path, new: Path, step: int, keep: int, milestone_every: int
 def _is_damaged(path: Path) -> bool:
     name = _NAME.fullmatch(path.name)
     try:
-        return name is not None and _checksum(path) != name[2]
+        return name is not None and file_checksum(path) != name[2]
     except OSError:
         return False
 

@@ -38,7 +38,8 @@ from maskdistill.evaluation.judge import (
     save_attention,
 )
 from maskdistill.masking.parsing import parse_cell
-from maskdistill.models import MaskedViT, backbone_arguments
+from maskdistill.models import MaskedViT
+from maskdistill.models.backbones import backbone_arguments
 from maskdistill.policies import POLICIES, ViewPolicy
 from maskdistill.training.checkpoint import (
     CheckpointError,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from maskdistill.data import Scenes
+from maskdistill.data import Crops, Scenes
 
 
 def gradient(width: int = 80, height: int = 60) -> Image.Image:
@@ -33,3 +35,13 @@ def pictures(count: int = 6) -> Tensor:
 
 def to_pillow(x: Tensor) -> Image.Image:
     return Image.fromarray(x.permute(1, 2, 0).numpy())
+
+
+def collate_crops(samples: Sequence[Crops]) -> Crops:
+    """Stack the crops of several images, view by view."""
+    views = zip(*(sample.images for sample in samples), strict=True)
+    return Crops(
+        [torch.stack(view) for view in views],
+        torch.stack([sample.boxes for sample in samples]),
+        torch.stack([sample.flipped for sample in samples]),
+    )

@@ -18,7 +18,7 @@ from maskdistill.data.crops import (
     CONTRAST,
     HUE,
     SATURATION,
-    Colours,
+    CropParameters,
     colour_,
     image_keys,
 )
@@ -33,17 +33,17 @@ PILLOW = {
 }
 
 
-def nothing(count: int) -> Colours:
+def nothing(count: int) -> CropParameters:
     no = torch.zeros(count, dtype=torch.bool)
     factors = torch.tensor([list(NONE.values())] * count)
     order = torch.arange(4, dtype=torch.uint8).repeat(count, 1)
-    return Colours(no, factors, order, no, torch.zeros(count), no)
+    return CropParameters(torch.zeros(count, 4), no, no, factors, order, no, torch.zeros(count), no)
 
 
-def drawn(count: int, seed: int = 0) -> Colours:
+def sampled(count: int, seed: int = 0) -> CropParameters:
     keys = image_keys(seed, torch.zeros(count, dtype=torch.long), torch.arange(count))
-    draws = MultiCrop(224, 96, 1).draw(keys, torch.full((count, 2), 64))
-    return colour.colours_of(draws, slice(1, 2))._replace(sigma=draws.sigma[:, 2])
+    parameters = MultiCrop(224, 96, 1).sample(keys, torch.full((count, 2), 64))
+    return parameters.stacked(slice(1, 2))._replace(sigma=parameters.sigma[:, 2])
 
 
 def by_pillow(x: Tensor, what) -> Tensor:  # type: ignore[no-untyped-def]
@@ -127,7 +127,7 @@ def test_the_kernel_has_the_variance_asked_for() -> None:
 
 def test_everything_together_is_pillows() -> None:
     """Every crop its own factors and its own order, against Pillow one by one."""
-    x, colours = pictures(32), drawn(96)
+    x, colours = pictures(32), sampled(96)
     got = colour_(x.clone(), colours)
     off = []
     for i in range(len(x)):
@@ -167,20 +167,20 @@ def test_a_crop_does_not_depend_on_its_neighbours(
     count = 40
     generator = torch.Generator().manual_seed(1)
     x = torch.randint(0, 256, (count, 3, side, side), generator=generator).byte()
-    colours = drawn(count, seed=2)
+    colours = sampled(count, seed=2)
     together = colour_(x.clone(), colours)
     for i in range(count):
         row = slice(i, i + 1)
-        alone = colour_(x[row].clone(), Colours(*(values[row] for values in colours)))
+        alone = colour_(x[row].clone(), CropParameters(*(values[row] for values in colours)))
         assert torch.equal(alone[0], together[i])
-    backwards = colour_(x.flip(0), Colours(*(values.flip(0) for values in colours)))
+    backwards = colour_(x.flip(0), CropParameters(*(values.flip(0) for values in colours)))
     assert torch.equal(backwards.flip(0), together)
     monkeypatch.setitem(colour._CHUNK, "cpu", 5 * 3 * side * side)
     assert torch.equal(colour_(x.clone(), colours), together)
 
 
 def test_threads_do_not_matter() -> None:
-    x, colours = pictures(40), drawn(120)
+    x, colours = pictures(40), sampled(120)
     threads = torch.get_num_threads()
     results = []
     try:
@@ -200,13 +200,13 @@ def test_crops_without_colours_stay() -> None:
 def test_odd_sizes() -> None:
     for shape in ((1, 3, 1, 1), (2, 3, 1, 7), (3, 3, 5, 2)):
         x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8))
-        out = colour_(x.clone(), drawn(shape[0])._replace(sigma=torch.full(shape[:1], 2.0)))
+        out = colour_(x.clone(), sampled(shape[0])._replace(sigma=torch.full(shape[:1], 2.0)))
         assert out.shape == x.shape
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda() -> None:
-    x, colours = pictures(40), drawn(120)
+    x, colours = pictures(40), sampled(120)
     colours = colours._replace(solarize=torch.zeros(120, dtype=torch.bool))
     off = apart(colour_(x.cuda(), colours).cpu(), colour_(x.clone(), colours))
     assert float((off > 2).float().mean()) < 1e-3

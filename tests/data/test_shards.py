@@ -193,7 +193,7 @@ def test_two_cannot_write_one_folder(
     with ends, writing.atomic_folder(out) as folder:
         (folder / "first").touch()
         with monkeypatch.context() as patch:
-            patch.setattr(packing, "gather", lambda *_, **__: pytest.fail("it began to work"))
+            patch.setattr(packing, "_gather", lambda *_, **__: pytest.fail("it began to work"))
             with pytest.raises(FileExistsError, match=r"Another process is writing .*out right"):
                 pack_shards(source, out, 4)
         assert [path.name for path in folder.iterdir()] == ["first"]
@@ -271,15 +271,11 @@ def test_damaged_images_are_left_out(tmp_path: Path) -> None:
 
 
 def test_without_webdataset_it_says_what_to_install(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "webdataset", None)
-    for call in (
-        lambda: open_shards(folder),
-        lambda: pack_shards(folder, tmp_path / "out", 2),
-    ):
-        with pytest.raises(ImportError, match=r'pip install "maskdistill\[shards\]"'):
-            call()
+    with pytest.raises(ImportError, match=r'pip install "maskdistill\[shards\]"'):
+        open_shards(folder)
 
 
 # --- finding
@@ -335,13 +331,6 @@ def test_shards_of_a_server(server: str, copy: Path) -> None:
         shards.load()
     with pytest.raises(ShardError, match=f"index {server}/other.json cannot be read"):
         open_shards(f"{server}/other.json")
-
-
-def test_a_missing_shard_is_named(copy: Path) -> None:
-    shards = open_shards(copy)
-    (copy / "train-000002.tar").unlink()
-    with pytest.raises(ShardError, match="train-000002.tar cannot be opened"):
-        shards.load()
 
 
 def test_a_command_that_fails_half_way_is_no_damage(copy: Path) -> None:

@@ -190,7 +190,7 @@ def test_what_timm_does_not_have() -> None:
     with pytest.raises(ValueError, match="does not take .*depth=3"):
         load_backbone("swin_tiny_patch4_window7_224", depth=3)
     with pytest.raises(ValueError, match="timm has no weights of vit_small_patch16_18x2_224"):
-        load_backbone("vit_small_patch16_18x2_224", pretrained=True)
+        load_backbone("vit_small_patch16_18x2_224", depth=1, pretrained=True)
 
 
 def test_other_colours_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

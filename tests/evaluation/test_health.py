@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskdistill import evaluation
 from maskdistill.evaluation import health
 
 
@@ -53,10 +52,6 @@ def test_spread_is_its_definition() -> None:
             math.sqrt(1 - float(mean.norm()) ** 2), abs=1e-5
         )
     x[0, 0] = math.nan
-
-
-def test_evaluation_has_them_too() -> None:
-    assert evaluation.effective_rank is health.effective_rank
 
 
 def test_entropy_and_divergence() -> None:

@@ -43,21 +43,6 @@ def by_definition(
     return correct / len(test[1])
 
 
-@pytest.mark.parametrize("k", [1, 5, 20])
-def test_is_the_definition(k: int) -> None:
-    train, test = clusters(200, 0), clusters(73, 1)
-    accuracy = knn_accuracy(*train, *test, k=k)
-    assert accuracy == pytest.approx(by_definition(train, test, k))
-    assert 0.3 < accuracy < 1.0, "neither trivial nor hopeless"
-    assert knn_accuracy(*train, *test, k=k, chunk=7) == accuracy
-
-
-def test_few_images_and_many_neighbours() -> None:
-    train, test = clusters(10, 0), clusters(3, 1)
-    assert 0 <= knn_accuracy(*train, *test, k=200) <= 1
-    assert knn_accuracy(*train, *train, k=1, temperature=1e-4) == 1.0
-
-
 def test_bad_input() -> None:
     features, labels = clusters(10, 0)
     with pytest.raises(ValueError, match="test_features must be"):
@@ -83,6 +68,7 @@ def test_balanced_choice() -> None:
 def test_all_k_are_the_definition() -> None:
     train, test = clusters(150, 0), clusters(60, 1)
     found = knn_accuracies(*train, *test, ks=(20, 1, 5))
+    assert 0.3 < found[20] < 1.0, "neither trivial nor hopeless"
     assert list(found) == [20, 1, 5]
     assert found == {k: pytest.approx(by_definition(train, test, k)) for k in (20, 1, 5)}
 

@@ -48,7 +48,7 @@ def dinov2(case: Case, exact: bool = False) -> md.Masker:
 
 
 def capi(case: Case) -> md.Masker:
-    masker = md.SingleBlockMasker(ratio(case), inverse=case["inverse"])
+    masker = md.masking.SingleBlockMasker(ratio(case), inverse=case["inverse"])
     return masker.rolled() if case["roll"] else masker
 
 
@@ -61,7 +61,7 @@ def ibot(case: Case) -> md.Masker:
 def attmask(case: Case) -> md.Masker:
     masker: md.Masker
     if case["mode"] == "hint":
-        masker = md.AttentionHintMasker(ratio(case), hint=case["hint"], exact=False)
+        masker = md.masking.AttentionHintMasker(ratio(case), hint=case["hint"], exact=False)
     else:
         hide = "most" if case["mode"] == "high" else "least"
         masker = md.AttentionGuidedMasker(ratio(case), hide=hide)
@@ -69,7 +69,9 @@ def attmask(case: Case) -> md.Masker:
 
 
 def cluster(case: Case) -> md.Masker:
-    return md.ClusterMasker(case["mean_count"] / (case["grid"][0] * case["grid"][1]), exact=False)
+    return md.masking.ClusterMasker(
+        case["mean_count"] / (case["grid"][0] * case["grid"][1]), exact=False
+    )
 
 
 # Which masker of ours stands for which original.
@@ -79,18 +81,18 @@ MASKERS: dict[str, Callable[[Case], md.Masker]] = {
     "dinov2": dinov2,
     "dinov3": lambda c: dinov2(c, exact=True),
     "capi": capi,
-    "data2vec2": lambda c: md.SquaresMasker(ratio(c), inverse=c["inverse"]),
-    "ijepa": lambda c: md.MultiBlockMasker(min_visible=c["min_keep"]),
+    "data2vec2": lambda c: md.masking.SquaresMasker(ratio(c), inverse=c["inverse"]),
+    "ijepa": lambda c: md.masking.MultiBlockMasker(min_visible=c["min_keep"]),
     "mae": lambda c: md.RandomMasker(ratio(c)),
     "simmim": lambda c: md.RandomMasker(ratio(c)).in_units(c["unit"]),
-    "um_mae": lambda c: md.GridMasker(2, random=True),
-    "colormae": lambda c: md.ColorNoiseMasker(
+    "um_mae": lambda c: md.masking.GridMasker(2, random=True),
+    "colormae": lambda c: md.masking.ColorNoiseMasker(
         ratio(c), c["color"], fine=c["fine"], coarse=c["coarse"]
     ),
     "attmask": attmask,
     "hpm": lambda c: md.SignalMasker(ratio(c), "loss", share=c["share"]),
     "milan": lambda c: ~md.AttentionGuidedMasker(1 - ratio(c), temperature=1.0),
-    "semmae": lambda c: md.PartMasker(ratio(c), whole=1 - c["within"]),
+    "semmae": lambda c: md.masking.PartMasker(ratio(c), whole=1 - c["within"]),
     "cluster": cluster,
 }
 
@@ -99,7 +101,7 @@ def draw(masker: md.Masker, case: Case) -> tuple[Tensor, dict[str, Any]]:
     """Draw masks, and measure what ``golden.describe`` does not know."""
     generator = torch.Generator().manual_seed(0)
     grid = tuple(case["grid"])
-    if isinstance(masker, md.MultiBlockMasker):
+    if isinstance(masker, md.masking.MultiBlockMasker):
         blocks = masker.draw_blocks(DRAWS, grid, generator=generator)
         if case["masks"] == "hidden":
             return ~blocks.context, {}
@@ -165,18 +167,18 @@ def test_the_strata_of_a_small_batch(case: Case) -> None:
         ("dinov2", 0, md.BlockMasker(59 / 196, max_patches=98, aspect=(0.4, 2.5), exact=False)),
         ("dinov2", 0, md.BlockMasker(59 / 196, min_patches=6, max_patches=98, exact=False)),
         ("dinov3", 0, md.BlockMasker(59 / 196, max_patches=98, exact=False)),
-        ("capi", 0, md.SingleBlockMasker(69 / 196, aspect=(0.55, 1 / 0.55))),
-        ("data2vec2", 0, md.SquaresMasker(157 / 196, adjust=0.12, inverse=True)),
-        ("ijepa", 0, md.MultiBlockMasker(target_scale=(0.15, 0.21))),
+        ("capi", 0, md.masking.SingleBlockMasker(69 / 196, aspect=(0.55, 1 / 0.55))),
+        ("data2vec2", 0, md.masking.SquaresMasker(157 / 196, adjust=0.12, inverse=True)),
+        ("ijepa", 0, md.masking.MultiBlockMasker(target_scale=(0.15, 0.21))),
         ("mae", 0, md.BlockMasker(147 / 196)),
         ("simmim", 0, md.RandomMasker(120 / 196)),
         ("um_mae", 0, md.RandomMasker(0.75)),
-        ("attmask", 2, md.AttentionHintMasker(58 / 196, hint=0.35, exact=False)),
+        ("attmask", 2, md.masking.AttentionHintMasker(58 / 196, hint=0.35, exact=False)),
         ("hpm", 1, md.SignalMasker(147 / 196, "loss", share=0.26)),
         ("milan", 0, ~md.AttentionGuidedMasker(49 / 196, temperature=1.1)),
-        ("semmae", 1, md.PartMasker(147 / 196, whole=0.55)),
-        ("cluster", 0, md.ClusterMasker(0.5, anchors=0.04, exact=False)),
-        ("colormae", 1, md.ColorNoiseMasker(147 / 196, "green", fine=1.3)),
+        ("semmae", 1, md.masking.PartMasker(147 / 196, whole=0.55)),
+        ("cluster", 0, md.masking.ClusterMasker(0.5, anchors=0.04, exact=False)),
+        ("colormae", 1, md.masking.ColorNoiseMasker(147 / 196, "green", fine=1.3)),
     ],
     ids=lambda value: repr(value) if isinstance(value, md.Masker) else str(value),
 )

@@ -75,13 +75,13 @@ FLAT = torch.ones(200, 1, 196)
     [
         (md.AttentionGuidedMasker(0.3), {"attention": FLAT[:, 0]}),
         (md.AttentionGuidedMasker(0.3, hide="least"), {"attention": FLAT[:, 0]}),
-        (md.AttentionHintMasker(0.3), {"attention": FLAT[:, 0]}),
+        (md.masking.AttentionHintMasker(0.3), {"attention": FLAT[:, 0]}),
         (md.SignalMasker(0.3, "loss"), {"loss": (torch.arange(196) % 2).expand(200, 196)}),
         (
-            md.LearnedMasker(0.3, lambda images: images[:, :1]),
+            md.masking.LearnedMasker(0.3, lambda images: images[:, :1]),
             {"images": torch.ones(200, 3, 14, 14)},
         ),
-        (md.ClusterMasker(0.3), {"images": torch.ones(200, 3, 28, 28)}),
+        (md.masking.ClusterMasker(0.3), {"images": torch.ones(200, 3, 28, 28)}),
     ],
     ids=lambda value: repr(value) if isinstance(value, md.Masker) else "",
 )
@@ -98,6 +98,9 @@ def test_ties_favour_no_place(masker: md.Masker, given: dict[str, torch.Tensor])
 
 def test_bad_names_of_signals() -> None:
     for name in ("progress", "generator", "class", "a b", 5, "boxes"):
-        for build in (lambda n: md.SignalMasker(0.5, n), lambda n: md.ClusterMasker(0.5, signal=n)):
+        for build in (
+            lambda n: md.SignalMasker(0.5, n),
+            lambda n: md.masking.ClusterMasker(0.5, signal=n),
+        ):
             with pytest.raises(ValueError, match="signal"):
                 build(name)

@@ -68,8 +68,8 @@ def test_lists_and_numpys_numbers_are_as_good() -> None:
     assert hash(listed) == hash(md.BlockMasker(0.3, aspect=(0.5, 2.0)))
     assert md.parse_masker("BlockMasker(0.3, aspect=[0.5, 2])") == listed
     for masker in (
-        md.SingleBlockMasker(0.3, aspect=[0.5, 2]),  # type: ignore[arg-type]
-        md.MultiBlockMasker(target_scale=[0.1, 0.2]),  # type: ignore[arg-type]
+        md.masking.SingleBlockMasker(0.3, aspect=[0.5, 2]),  # type: ignore[arg-type]
+        md.masking.MultiBlockMasker(target_scale=[0.1, 0.2]),  # type: ignore[arg-type]
         md.SceneMasker(md.NoMasker(), grid=[8, 8]),  # type: ignore[arg-type]
         md.RandomMasker(np.float64(0.3)),
         md.RandomMasker(md.Linear(np.float64(0.1), 1)),
@@ -83,16 +83,22 @@ def test_lists_and_numpys_numbers_are_as_good() -> None:
     ("build", "said"),
     [
         (lambda: md.BlockMasker(0.3, aspect=0.5), "two numbers"),  # type: ignore[arg-type]
-        (lambda: md.SingleBlockMasker(0.3, aspect=("a", "b")), "two numbers"),  # type: ignore[arg-type]
-        (lambda: md.MultiBlockMasker(context_scale=0.2), "two numbers"),  # type: ignore[arg-type]
+        (lambda: md.masking.SingleBlockMasker(0.3, aspect=("a", "b")), "two numbers"),  # type: ignore[arg-type]
+        (lambda: md.masking.MultiBlockMasker(context_scale=0.2), "two numbers"),  # type: ignore[arg-type]
         (lambda: md.SceneMasker(md.NoMasker(), grid=16), "two ints"),  # type: ignore[arg-type]
         (lambda: md.SceneMasker(md.NoMasker(), cover="0.5"), "cover"),  # type: ignore[arg-type]
         (lambda: md.RandomMasker(Fraction(3, 10)), "Write float"),  # type: ignore[arg-type]
         (lambda: md.AttentionGuidedMasker(0.3, temperature=md.Linear(math.inf, 1)), "finite"),
-        (lambda: md.AttentionGuidedMasker(0.3, temperature=md.WarmUp(math.inf, 0.5)), "finite"),
-        (lambda: md.ClusterMasker(0.5, least=0.3), "exact=False"),
-        (lambda: md.ClusterMasker(md.Uniform(0.1, 0.5), exact=False), "ratio"),
-        (lambda: md.Uniform(md.Linear(0.0, 1.0), md.Quadratic(0.0, 1.0)), "low must not exceed"),
+        (
+            lambda: md.AttentionGuidedMasker(0.3, temperature=md.masking.WarmUp(math.inf, 0.5)),
+            "finite",
+        ),
+        (lambda: md.masking.ClusterMasker(0.5, least=0.3), "exact=False"),
+        (lambda: md.masking.ClusterMasker(md.Uniform(0.1, 0.5), exact=False), "ratio"),
+        (
+            lambda: md.Uniform(md.Linear(0.0, 1.0), md.masking.Quadratic(0.0, 1.0)),
+            "low must not exceed",
+        ),
         (lambda: md.parse_masker(None), "must be a string"),  # type: ignore[arg-type]
         (lambda: md.parse_masker("Mixture({{}: 1.0})"), "not a masker"),
     ],
@@ -117,11 +123,11 @@ def test_no_share_is_lost_to_rounding_errors() -> None:
 
 def test_a_free_cluster_mask_can_hide_nothing() -> None:
     images = torch.rand(4, 3, 28, 28)
-    assert not md.ClusterMasker(0.0, exact=False)(4, (14, 14), images=images).any()
+    assert not md.masking.ClusterMasker(0.0, exact=False)(4, (14, 14), images=images).any()
 
 
 def test_a_learned_masker_names_its_network() -> None:
-    masker = md.LearnedMasker(0.3, torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1)))
+    masker = md.masking.LearnedMasker(0.3, torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1)))
     assert repr(masker) == "LearnedMasker(0.3, <Sequential>)"
 
 
@@ -135,7 +141,7 @@ def test_what_people_type_from_habit() -> None:
 
 def test_a_masker_of_ones_own_that_goes_wrong() -> None:
     class Floats(md.Masker):
-        def draw(self, context: md.MaskContext) -> torch.Tensor:
+        def draw(self, context: md.masking.MaskContext) -> torch.Tensor:
             return context.rand(context.batch, context.patches)
 
     with pytest.raises(ValueError, match=r"must return a bool tensor \(B, N\) = \(2, 16\)"):

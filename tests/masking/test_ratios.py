@@ -17,13 +17,13 @@ def test_rounding_is_half_away_from_zero() -> None:
 
 
 def test_schedules_move_between_their_ends() -> None:
-    for schedule in (md.Linear(0.1, 0.5), md.Cosine(0.1, 0.5)):
+    for schedule in (md.Linear(0.1, 0.5), md.masking.Cosine(0.1, 0.5)):
         values = [schedule.at(p / 10) for p in range(11)]
         assert values[0] == pytest.approx(0.1)
         assert values[-1] == pytest.approx(0.5)
         assert values == sorted(values)
         assert values[5] == pytest.approx(0.3)
-    assert md.Cosine(0.0, 1.0).at(0.25) == pytest.approx(0.5 - 0.5 * math.cos(math.pi / 4))
+    assert md.masking.Cosine(0.0, 1.0).at(0.25) == pytest.approx(0.5 - 0.5 * math.cos(math.pi / 4))
 
 
 def test_progress_moves_the_ratio() -> None:
@@ -90,30 +90,33 @@ def test_other_bad_arguments() -> None:
 
 
 def test_every_schedule() -> None:
-    assert md.Quadratic(0.2, 0.6).at(0.5) == pytest.approx(0.3)
-    steps = md.Steps([0.1, 0.5, 0.3], [0.25, 0.75])  # type: ignore[arg-type]
+    assert md.masking.Quadratic(0.2, 0.6).at(0.5) == pytest.approx(0.3)
+    steps = md.masking.Steps([0.1, 0.5, 0.3], [0.25, 0.75])  # type: ignore[arg-type]
     assert [steps.at(p) for p in (0, 0.24, 0.25, 0.74, 0.75, 1)] == [0.1, 0.1, 0.5, 0.5, 0.3, 0.3]
     assert steps.bounds() == (0.1, 0.5)
-    assert hash(steps) == hash(md.Steps((0.1, 0.5, 0.3), (0.25, 0.75)))
-    warm = md.WarmUp(md.Linear(0.4, 0.8), until=0.5, start=0.2)
+    assert hash(steps) == hash(md.masking.Steps((0.1, 0.5, 0.3), (0.25, 0.75)))
+    warm = md.masking.WarmUp(md.Linear(0.4, 0.8), until=0.5, start=0.2)
     assert [warm.at(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.2, 0.35, 0.6, 0.8])
     assert warm.bounds() == (0.2, 0.8)
-    assert md.WarmUp(0.3, until=1.0).at(1.0) == pytest.approx(0.3)
+    assert md.masking.WarmUp(0.3, until=1.0).at(1.0) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: md.Steps((0.1,), (0.5,)), "one more than starts"),
-        (lambda: md.Steps((0.1, 0.2, 0.3), (0.5, 0.4)), "must ascend"),
-        (lambda: md.Steps((0.1, 0.2), (0.0,)), "must ascend"),
-        (lambda: md.Steps(0.1, (0.5,)), "sequence of numbers"),
-        (lambda: md.Steps(("a", 0.2), (0.5,)), "must be a number"),
-        (lambda: md.WarmUp(0.3, until=0.0), "until must lie"),
-        (lambda: md.WarmUp("x", until=0.5), "or a schedule"),
-        (lambda: md.RandomMasker(md.Steps((0.1, 1.2), (0.5,))), r"must lie in \[0, 1\]"),
-        (lambda: md.RandomMasker(md.WarmUp(0.3, until=0.5, start=-0.1)), r"must lie in \[0, 1\]"),
-        (lambda: md.Uniform(md.Steps((0.1, 0.9), (0.5,)), 0.5), "low must not exceed high"),
+        (lambda: md.masking.Steps((0.1,), (0.5,)), "one more than starts"),
+        (lambda: md.masking.Steps((0.1, 0.2, 0.3), (0.5, 0.4)), "must ascend"),
+        (lambda: md.masking.Steps((0.1, 0.2), (0.0,)), "must ascend"),
+        (lambda: md.masking.Steps(0.1, (0.5,)), "sequence of numbers"),
+        (lambda: md.masking.Steps(("a", 0.2), (0.5,)), "must be a number"),
+        (lambda: md.masking.WarmUp(0.3, until=0.0), "until must lie"),
+        (lambda: md.masking.WarmUp("x", until=0.5), "or a schedule"),
+        (lambda: md.RandomMasker(md.masking.Steps((0.1, 1.2), (0.5,))), r"must lie in \[0, 1\]"),
+        (
+            lambda: md.RandomMasker(md.masking.WarmUp(0.3, until=0.5, start=-0.1)),
+            r"must lie in \[0, 1\]",
+        ),
+        (lambda: md.Uniform(md.masking.Steps((0.1, 0.9), (0.5,)), 0.5), "low must not exceed high"),
         (lambda: md.Stratified(0.1, 0.5, share=1.5), "share must lie"),
     ],
 )
@@ -134,12 +137,12 @@ def test_a_schedule_moves_any_parameter() -> None:
     rise = md.Linear(0.0, 1.0)
     masked = md.RandomMasker(0.5).sometimes(rise)
     assert [int(hidden(masked, p).any(1).sum()) for p in (0.0, 1.0)] == [0, 64]
-    mixture = md.Mixture({md.NoMasker(): md.Steps((1.0, 0.0), (0.5,)),
-                          md.RandomMasker(1.0): md.Steps((0.0, 1.0), (0.5,))})  # fmt: skip
+    mixture = md.Mixture({md.NoMasker(): md.masking.Steps((1.0, 0.0), (0.5,)),
+                          md.RandomMasker(1.0): md.masking.Steps((0.0, 1.0), (0.5,))})  # fmt: skip
     assert [float(hidden(mixture, p).float().mean()) for p in (0.4, 0.6)] == [0.0, 1.0]
     cooling = md.AttentionGuidedMasker(0.3, temperature=md.Linear(5.0, 0.0))
     sharing = md.AttentionGuidedMasker(0.3, share=rise)
-    hinting = md.AttentionHintMasker(0.3, hint=rise)
+    hinting = md.masking.AttentionHintMasker(0.3, hint=rise)
     foremost = [
         [float(hidden(m, p).gather(1, top[:, :10]).float().mean()) for p in (0.0, 0.5, 1.0)]
         for m in (cooling, sharing, hinting)
@@ -152,9 +155,14 @@ def test_a_schedule_moves_any_parameter() -> None:
 def test_weights_must_sum_to_one_all_along() -> None:
     a, b = md.RandomMasker(0.1), md.RandomMasker(0.2)
     with pytest.raises(ValueError, match=r"at progress 0\.25 they sum"):
-        md.Mixture({a: md.Steps((1.0, 0.5, 0.0), (0.25, 0.5)), b: md.Steps((0.0, 1.0), (0.5,))})
+        md.Mixture(
+            {
+                a: md.masking.Steps((1.0, 0.5, 0.0), (0.25, 0.5)),
+                b: md.masking.Steps((0.0, 1.0), (0.5,)),
+            }
+        )
     with pytest.raises(ValueError, match=r"at progress 0\.5 they sum"):
-        md.Mixture({a: md.Quadratic(1.0, 0.0), b: md.Linear(0.0, 1.0)})
+        md.Mixture({a: md.masking.Quadratic(1.0, 0.0), b: md.Linear(0.0, 1.0)})
 
 
 def test_stratified_shares_are_dinov2s() -> None:

@@ -100,6 +100,8 @@ def table() -> dict[str, tuple[str, ...]]:
 
 
 def test_patterns() -> None:
-    assert [m.name for m in md.supported_models("vit_tiny_patch16_2*")] == ["vit_tiny_patch16_224"]
+    assert [m.name for m in md.models.supported_models("vit_tiny_patch16_2*")] == [
+        "vit_tiny_patch16_224"
+    ]
     with pytest.raises(ValueError, match="no transformer of timm matches 'resnet50'"):
-        md.supported_models("resnet50")
+        md.models.supported_models("resnet50")

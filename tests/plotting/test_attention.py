@@ -1,16 +1,10 @@
-"""Figures and videos of attention."""
+"""Figures of attention."""
 
 from __future__ import annotations
 
-import os
-import stat
-import sys
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from maskdistill import plotting
 from maskdistill.plotting.attention import chosen_steps
@@ -104,56 +98,3 @@ def test_of_many_steps_the_first_and_last_are_kept() -> None:
 def test_attention_that_does_not_fit_is_refused(call: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call()
-
-
-@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
-def test_a_video_has_a_frame_per_step(tmp_path: Path, suffix: str) -> None:
-    given = {step: attention(1, seed=step) for step in (0, 10, 20)}
-    path = plotting.attention_video(
-        IMAGES[0], given, GRID, tmp_path / "new" / f"x.{suffix}", MASKS[0], seconds=0.2
-    )
-    with Image.open(path) as video:
-        assert video.n_frames == 3  # type: ignore[attr-defined]
-        frames, times = [], []
-        for i in range(3):
-            video.seek(i)
-            video.load()
-            frames.append(np.asarray(video.convert("RGB")).copy())
-            times.append(video.info["duration"])
-    assert times == [200, 200, 800]
-    middle = frames[0].shape[1] // 2
-    assert any((frames[0][:, middle:] != frames[1][:, middle:]).ravel())
-    assert frames[0].shape[0] % 2 == frames[0].shape[1] % 2 == 0
-
-
-def test_an_mp4_goes_through_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in takes the frames and writes how many bytes of which size they are."""
-    given = {step: attention(1, seed=step) for step in (0, 10)}
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"ffmpeg.*\.gif"):
-        plotting.attention_video(IMAGES[0], given, GRID, tmp_path / "x.mp4")
-    stand_in = tmp_path / "ffmpeg"
-    stand_in.write_text(
-        f"#!{sys.executable}\n"
-        "import pathlib, sys\n"
-        "size = sys.argv[sys.argv.index('-s') + 1]\n"
-        "pathlib.Path(sys.argv[-1]).write_text(f'{size} {len(sys.stdin.buffer.read())}')\n"
-    )
-    stand_in.chmod(stand_in.stat().st_mode | stat.S_IXUSR)
-    path = plotting.attention_video(IMAGES[0], given, GRID, tmp_path / "x.mp4")
-    size, count = path.read_text().split()
-    width, height = map(int, size.split("x"))
-    assert int(count) == 3 * width * height * (2 + 3)  # the last frame stays four times as long
-    stand_in.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no such codec')\n")
-    with pytest.raises(RuntimeError, match="no such codec"):
-        plotting.attention_video(IMAGES[0], given, GRID, tmp_path / "x.mp4")
-
-
-def test_a_video_needs_a_known_suffix(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"\.gif, \.png, \.webp or \.mp4; got 'x.avi'"):
-        plotting.attention_video(IMAGES[0], {0: attention(1)}, GRID, tmp_path / "x.avi")
-    with pytest.raises(ValueError, match="at least one step"):
-        plotting.attention_video(IMAGES[0], {}, GRID, tmp_path / "x.gif")
-    with pytest.raises(ValueError, match="seconds must be positive"):
-        plotting.attention_video(IMAGES[0], {0: attention(1)}, GRID, tmp_path / "x.gif", seconds=0)
-    assert not os.listdir(tmp_path)

@@ -298,7 +298,7 @@ def test_measures_in_percent_share_an_axis() -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: plotting.plot_training_bands({}), "nothing to draw"),
+        (lambda: plotting.plot_training_bands({}), "nothing to plot"),
         (lambda: plotting.plot_training_bands({"a": []}), "has no seeds"),
         (lambda: plotting.plot_training_bands({"a": [metrics(1.0)]}, "kn"), "'kn'; .*mean 'knn'"),
         (
@@ -309,7 +309,7 @@ def test_measures_in_percent_share_an_axis() -> None:
             lambda: plotting.plot_training_bands({"a": [metrics(1.0)]}, band="std"),  # type: ignore[arg-type]
             "range, ci; got 'std'",
         ),
-        (lambda: plotting.plot_occlusion({}), "nothing to draw"),
+        (lambda: plotting.plot_occlusion({}), "nothing to plot"),
         (lambda: plotting.plot_occlusion({"a": []}), "has no curve"),
         (lambda: plotting.plot_occlusion({"a": ((0.0, 0.5), (0.1,))}), "as many accuracies"),
         (lambda: plotting.plot_occlusion({"a": ((0.5, 0.5), (0.1, 0.1))}), "ratio 0.5 2 times"),

@@ -452,7 +452,7 @@ def test_a_policy_whose_signal_nobody_supplies(build: Build) -> None:
         def needs(self) -> frozenset[str]:
             return frozenset({"saliency"})
 
-        def draw(self, context: md.MaskContext) -> torch.Tensor:
+        def draw(self, context: md.masking.MaskContext) -> torch.Tensor:
             raise AssertionError
 
     with pytest.raises(ValueError, match=r"\['saliency'\].*supplies 'attention'"):

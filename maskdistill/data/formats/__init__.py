@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from maskdistill.data.formats import csv_lists, folders, packs, parquet_files, pickles
@@ -33,14 +34,14 @@ FORMS = (
     Form(
         "ravi-csv",
         "train.csv, val.csv, test.csv with the header filename,label and the images in images/",
-        csv_lists.misfit_ravi,
-        csv_lists.read_ravi,
+        partial(csv_lists.misfit, label_column="label"),
+        partial(csv_lists.read, label_column="label"),
     ),
     Form(
         "vinyals-csv",
         "the same with the header filename,class",
-        csv_lists.misfit_vinyals,
-        csv_lists.read_vinyals,
+        partial(csv_lists.misfit, label_column="class"),
+        partial(csv_lists.read, label_column="class"),
     ),
     Form(
         "imagefolder",

@@ -11,57 +11,42 @@ of the others and is not read.
 from __future__ import annotations
 
 import csv
+import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from maskdistill.data.formats.listing import ImageFile, Listing, list_files
 
 _SPLITS = ("train", "val", "test")
 
 
-def misfit_ravi(path: Path) -> str:
-    """Say why a path is not the Ravi & Larochelle form; nothing if it is."""
-    return _misfit(path, "label")
-
-
-def misfit_vinyals(path: Path) -> str:
-    """Say why a path is not the Vinyals form; nothing if it is."""
-    return _misfit(path, "class")
-
-
-def read_ravi(path: Path) -> Listing:
-    """List the images of CSV files with the header `filename,label`."""
-    return _read(path, "label")
-
-
-def read_vinyals(path: Path) -> Listing:
-    """List the images of CSV files with the header `filename,class`."""
-    return _read(path, "class")
-
-
-def _misfit(path: Path, label_column: str) -> str:
+def misfit(path: Path, label_column: str) -> str:
+    """Say why a path holds no CSV lists with this column of labels; nothing if it does."""
     if not path.is_dir():
         return "it is a file, not a folder"
     tables = _tables(path)
     if not tables:
         return "no train.csv, val.csv or test.csv in it"
-    header = _header(tables[0])
+    _, header = next(_lines(tables[0]), (1, []))
     if not {"filename", label_column} <= set(header):
         return f"{tables[0].name} has the header {','.join(header)!r}"
     return ""
 
 
-def _read(path: Path, label_column: str) -> Listing:
-    finder = _Finder((path / "images", path))
+def read(path: Path, label_column: str) -> Listing:
+    """List the images of CSV files with the columns `filename` and this one."""
+    roots = (path / "images", path)
+    names_in = functools.cache(_names_in)  # each folder is listed once, not asked for each file
     files: dict[Path, ImageFile] = {}
     missing: list[_Row] = []
     rows = repeated = 0
     for table in _tables(path):
         for row in _rows(table, label_column):
             rows += 1
-            found = finder.find(row.filename)
+            places = (root / row.filename for root in roots)
+            found = next((file for file in places if file.name in names_in(file.parent)), None)
             if found is None:
                 missing.append(row)
             elif found not in files:
@@ -75,14 +60,11 @@ def _read(path: Path, label_column: str) -> Listing:
                 )
     if missing:
         raise FileNotFoundError(_missing_message(missing, rows, path))
-    if not files:
-        raise ValueError(f"{path}: the CSV files list no images; each has a header and no rows.")
-    remark = f"{repeated:,} repeated CSV rows counted once" if repeated else ""
-    return list_files(list(files.values()), remark)
+    remarks = (f"{repeated:,} repeated CSV rows counted once",) if repeated else ()
+    return list_files(list(files.values()), remarks)
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     filename: str
     label: str
     where: str
@@ -118,11 +100,6 @@ def _rows(table: Path, label_column: str) -> Iterator[_Row]:
         yield row
 
 
-def _header(table: Path) -> list[str]:
-    _, header = next(_lines(table), (1, []))
-    return header
-
-
 def _lines(table: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and cells of every row that is not blank."""
     # utf-8-sig: spreadsheets write a byte-order mark. surrogateescape: a name in another encoding
@@ -135,25 +112,8 @@ def _lines(table: Path) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, stripped
 
 
-class _Finder:
-    """Finds files in some folders, listing each folder once instead of asking for each file."""
-
-    def __init__(self, roots: tuple[Path, ...]) -> None:
-        self._roots = roots
-        self._listed: dict[Path, frozenset[str]] = {}
-
-    def find(self, name: str) -> Path | None:
-        for root in self._roots:
-            path = root / name
-            if path.name in self._names(path.parent):
-                return path
-        return None
-
-    def _names(self, folder: Path) -> frozenset[str]:
-        if folder not in self._listed:
-            exists = folder.is_dir()
-            self._listed[folder] = frozenset(os.listdir(folder)) if exists else frozenset()
-        return self._listed[folder]
+def _names_in(folder: Path) -> frozenset[str]:
+    return frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
 
 
 def _missing_message(missing: list[_Row], rows: int, folder: Path) -> str:

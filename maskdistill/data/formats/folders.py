@@ -61,10 +61,10 @@ def _splits(path: Path) -> dict[str, _ClassFolders]:
     return {"": flat} if flat else splits
 
 
-def _left_out(path: Path, splits: dict[str, _ClassFolders]) -> str:
+def _left_out(path: Path, splits: dict[str, _ClassFolders]) -> tuple[str, ...]:
     top = {folder.relative_to(path).parts[0] for folders in splits.values() for folder in folders}
     others = [folder.name + "/" for folder in _subfolders(path) if folder.name not in top]
-    return f"folders left out: {', '.join(others)}" if others else ""
+    return (f"folders left out: {', '.join(others)}",) if others else ()
 
 
 def _class_folders(path: Path) -> _ClassFolders:

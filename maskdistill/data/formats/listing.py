@@ -1,7 +1,10 @@
-"""What a reader of an on-disk form hands back: where the images lie, and what each one is.
+"""What a reader of an on-disk form hands back: a `Listing`; and what the readers share.
 
-Every form, whatever it looks like on disk, becomes one `Listing`. What happens next (the split,
-the labels' numbers, damaged images) is the same for all and lives in `maskdistill.data.sources`.
+What happens next (the split, the labels' numbers, damaged images) is the same for all forms and
+lives in `maskdistill.data.sources`. So is the rule for what does not fit: a reader counts and names
+in `Listing.remarks` what it does not use, and refuses, by the file's name, what it cannot read as
+it was meant; `check` refuses what no form may hold. An image that does not decode is no reader's
+business: it is found when it is read.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,32 +31,43 @@ class DamagedImageError(Exception):
     """One image could not be decoded; the message says why."""
 
 
-class ImageStore(Protocol):
-    """A place that holds images, each known by its position.
+class ImageStore:
+    """A place that holds encoded images, each known by its position.
 
-    `direct` says that `encoded` reads the bytes of one image as they lie there, and nothing else,
-    whatever the order; if not, all of them are better read once and in order.
+    Attributes:
+        direct: `encoded` reads the bytes of one image as they lie there, and nothing else, whatever
+            the order; if not, all of them are better read once and in order.
     """
 
-    direct: ClassVar[bool]
+    direct: ClassVar[bool] = True
 
     def image(self, index: int) -> Image.Image:
         """Decode one image to RGB, or raise `DamagedImageError`."""
+        # Read first, decode second: a file that has gone or may not be read is not a damaged image,
+        # and its error must stop the run.
+        return decode(self.encoded(index))
 
     def encoded(self, index: int) -> bytes:
-        """Give one image as the bytes of an image file, or raise `DamagedImageError`."""
+        """Return one image as the bytes of an image file, or raise `DamagedImageError`."""
+        raise NotImplementedError
 
     def place(self, index: int) -> str:
         """Say where an image lies, for people."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
     """All images of a source, with what its files say about them.
 
-    `names` are the images' names within their class: the split rule hashes them, so they must not
-    depend on the order of the files. `labels` index `classes`. `splits` holds `"train"`, `"val"`,
-    `"test"` or `""` per image, as the source has it. `remark` is for the user: what was left out.
+    Attributes:
+        store: of the images.
+        names: of each image within its class: the split rule hashes them, so they must not depend
+            on the order of the files.
+        labels: of each image; they index `classes`.
+        classes: names.
+        splits: `"train"`, `"val"`, `"test"` or `""` of each image, as the source has it.
+        remarks: for the user: what was found and not used.
     """
 
     store: ImageStore
@@ -61,7 +75,25 @@ class Listing:
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     splits: NDArray[np.str_]
-    remark: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+def check(listing: Listing, path: Path) -> None:
+    """Refuse what no form may hold: nothing at all, or labels without a class.
+
+    Raises:
+        ValueError: it does.
+    """
+    labels, classes = listing.labels, len(listing.classes)
+    if not len(labels):
+        raise ValueError(f"{path} lists no images.")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"{path}: labels from {labels.min()} to {labels.max()}, but {classes} class names."
+        )
+
+
+# --- images that are files
 
 
 @dataclass(frozen=True)
@@ -73,40 +105,60 @@ class ImageFile:
     split: str
 
 
-class FileStore:
+class FileStore(ImageStore):
     """Images that are files."""
-
-    direct: ClassVar[bool] = True
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = tuple(str(path) for path in paths)
-
-    def image(self, index: int) -> Image.Image:
-        """Decode one file to RGB, or raise `DamagedImageError`."""
-        # Read first, decode second: a file that has gone or may not be read is not a damaged image,
-        # and its error must stop the run.
-        return decode(self.encoded(index))
 
     def encoded(self, index: int) -> bytes:
         """Read one file."""
         return Path(self._paths[index]).read_bytes()
 
     def place(self, index: int) -> str:
-        """Give the file's path."""
+        """Return the file's path."""
         return self._paths[index]
 
 
-def list_files(files: Sequence[ImageFile], remark: str = "") -> Listing:
+def list_files(files: Sequence[ImageFile], remarks: tuple[str, ...] = ()) -> Listing:
     """Make the listing of images that are files."""
-    classes, labels = np.unique([file.label for file in files], return_inverse=True)
+    labels, classes = number_labels([file.label for file in files])
     return Listing(
         store=FileStore(file.path for file in files),
         names=[file.path.name for file in files],
-        labels=labels.astype(np.int64),
-        classes=tuple(map(str, classes)),
+        labels=labels,
+        classes=classes,
         splits=np.array([file.split for file in files]),
-        remark=remark,
+        remarks=remarks,
     )
+
+
+def is_image_name(name: str) -> bool:
+    """Tell whether a file name is an image's."""
+    # Names that begin with a dot: macOS leaves a "._photo.jpg" beside every file of an archive.
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def contents(folder: Path, limit: int = 8) -> str:
+    """List the first entries of a folder, for an error message."""
+    names = sorted(
+        entry.name + ("/" if entry.is_dir() else "")
+        for entry in folder.iterdir()
+        if not entry.name.startswith(".")
+    )
+    if not names:
+        return "nothing: the folder is empty"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+# --- names and numbers
+
+
+def number_labels(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Turn each image's class name into labels and the sorted classes that they index."""
+    classes, labels = np.unique(np.asarray(names, dtype=np.str_), return_inverse=True)
+    return labels.astype(np.int64), tuple(map(str, classes))
 
 
 def number_within_class(labels: NDArray[np.int64]) -> list[str]:
@@ -123,6 +175,9 @@ def number_names(count: int) -> tuple[str, ...]:
     """Name classes that have only numbers, padded so that they sort as numbers: `"00"`, `"01"`."""
     width = len(str(max(count - 1, 0)))
     return tuple(f"{number:0{width}d}" for number in range(count))
+
+
+# --- decoding
 
 
 def decode(data: bytes) -> Image.Image:
@@ -164,22 +219,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
-
-
-def is_image_name(name: str) -> bool:
-    """Tell whether a file name is an image's."""
-    # Names that begin with a dot: macOS leaves a "._photo.jpg" beside every file of an archive.
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def contents(folder: Path, limit: int = 8) -> str:
-    """List the first entries of a folder, for an error message."""
-    names = sorted(
-        entry.name + ("/" if entry.is_dir() else "")
-        for entry in folder.iterdir()
-        if not entry.name.startswith(".")
-    )
-    if not names:
-        return "nothing: the folder is empty"
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

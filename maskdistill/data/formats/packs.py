@@ -1,21 +1,9 @@
 """The single-file pack: a whole data set of encoded images in one .npz file.
 
-Arrays (`numpy.load(path, allow_pickle=False)` reads them; N images, C classes):
-
-| array        | type, shape      | what                                                  |
-|--------------|------------------|-------------------------------------------------------|
-| `data`       | uint8 (bytes,)   | the encoded images (JPEG, PNG, WebP, ...), end to end |
-| `offsets`    | integer (N + 1,) | image `i` is `data[offsets[i]:offsets[i + 1]]`        |
-| `label`      | integer (N,)     | class of each image, from 0 to C - 1                  |
-| `split`      | integer (N,)     | optional: 0 train, 1 val, 2 test                      |
-| `wnid`       | text (C,)        | optional: the classes' names as WordNet ids           |
-| `class_name` | text (C,)        | optional: the classes' names, if there is no `wnid`   |
-| `name`       | bytes (N,)       | optional: the images' names within their class, UTF-8 |
-| `crc32`      | uint32 (N,)      | optional: the CRC-32 of each encoded image            |
-
-WordNet ids come first because they are what the other forms of mini-ImageNet call a class, so that
-a class has the same number in all of them. Other arrays are left alone. Where `data` lies in the
-file uncompressed, it is mapped into memory; `maskdistill.data.packing` writes it so.
+`data` (uint8) holds the encoded images end to end, `offsets` (N + 1) where each begins and ends,
+`label` (N) their classes; `split`, `wnid`, `class_name`, `name` and `crc32` are optional. The table
+of the arrays is in docs/data.md. `maskdistill.data.packing` writes `data` uncompressed, so that it
+can be mapped into memory.
 """
 
 from __future__ import annotations
@@ -26,16 +14,15 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from maskdistill.data.formats.listing import (
     DamagedImageError,
+    ImageStore,
     Listing,
-    decode,
     number_names,
     number_within_class,
 )
@@ -53,12 +40,6 @@ class NpzBytes:
     What lies in the file uncompressed is mapped: opening reads nothing, all processes share one
     copy, and the system drops what it needs the memory for. What is compressed is read into memory.
     A pickled copy holds the path alone and opens the file again.
-
-    Example:
-        >>> np.savez("pets.npz", data=np.arange(200, dtype=np.uint8))  # doctest: +SKIP
-        >>> data = NpzBytes("pets.npz", "data")  # doctest: +SKIP
-        >>> len(data), data[65:68]  # doctest: +SKIP
-        (200, b'ABC')
 
     Attributes:
         dtype: of the array; slices mean what they say for uint8 alone.
@@ -165,13 +146,11 @@ _REQUIRED = ("data", "offsets", "label")
 _SPLITS = np.array(["train", "val", "test"])
 
 
-class PackStore:
+class PackStore(ImageStore):
     """Encoded images end to end in one array, which all processes share where it is mapped.
 
     With `checks`, the CRC-32 of each image, an image is compared with its own when it is read.
     """
-
-    direct: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -185,10 +164,6 @@ class PackStore:
         self._checks = checks
         self._path = str(path)
 
-    def image(self, index: int) -> Image.Image:
-        """Decode one image to RGB, or raise `DamagedImageError`."""
-        return decode(self.encoded(index))
-
     def encoded(self, index: int) -> bytes:
         """Read one image's bytes, or raise `DamagedImageError` if their checksum is another."""
         data = self._data[int(self._offsets[index]) : int(self._offsets[index + 1])]
@@ -197,7 +172,7 @@ class PackStore:
         return data
 
     def place(self, index: int) -> str:
-        """Give the pack's path and the image's number in it."""
+        """Return the pack's path and the image's number in it."""
         return f"{self._path}, image {index}"
 
 
@@ -231,7 +206,7 @@ def read(path: Path) -> Listing:
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}); get it again.") from error
     per_image = {"splits": splits, "names": names, "checksums in crc32": checks}
-    _check(data, offsets, labels, per_image, classes, path)
+    _check(data, offsets, len(labels), per_image, path)
     return Listing(
         store=PackStore(data, offsets, checks, path),
         names=number_within_class(labels) if names is None else _text(names),
@@ -255,6 +230,7 @@ def _open(path: Path) -> Any:
 
 
 def _class_names(file: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
+    # WordNet ids first: the other forms of mini-ImageNet call a class so, and number it alike.
     for key in ("wnid", "class_name"):
         if key in file:
             return tuple(map(str, file[key]))
@@ -271,17 +247,13 @@ def _checked_splits(split: NDArray[Any], path: Path) -> NDArray[np.int64]:
 def _check(
     data: NpzBytes,
     offsets: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    count: int,
     per_image: dict[str, NDArray[Any] | None],
-    classes: tuple[str, ...],
     path: Path,
 ) -> None:
-    count = len(labels)
     wrong = ""
     if data.dtype != np.uint8 or len(data.shape) != 1:
         wrong = f"data must be uint8 (bytes,), not {data.dtype} {data.shape}"
-    elif count == 0:
-        wrong = "it holds no images"
     elif offsets.shape != (count + 1,):
         wrong = f"{count} labels need {count + 1} offsets, not {offsets.shape}"
     elif strange := [
@@ -292,7 +264,5 @@ def _check(
         wrong = f"{count} labels need {count} {strange[0]}"
     elif offsets[0] < 0 or offsets[-1] > len(data) or (np.diff(offsets) < 0).any():
         wrong = f"offsets must rise from 0 to at most {len(data)}, the length of data"
-    elif labels.min() < 0 or labels.max() >= len(classes):
-        wrong = f"labels from {labels.min()} to {labels.max()}, but {len(classes)} class names"
     if wrong:
         raise ValueError(f"{path} is not a valid pack: {wrong}.")

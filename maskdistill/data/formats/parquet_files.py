@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from maskdistill.data.formats.listing import (
     SPLIT_NAMES,
     DamagedImageError,
+    ImageStore,
     Listing,
-    decode,
+    number_labels,
     number_names,
     number_within_class,
 )
@@ -32,7 +32,7 @@ _GROUPS_KEPT = 2
 """Row groups kept in memory per process: enough to read in order; a group is about 10 MB."""
 
 
-class ParquetStore:
+class ParquetStore(ImageStore):
     """Encoded images in the row groups of parquet files.
 
     Files are mapped into memory and opened on first use; neither an open file nor a cached group
@@ -48,10 +48,6 @@ class ParquetStore:
         self._starts = np.cumsum([0] + [count for rows in group_rows for count in rows])
         self._forget()
 
-    def image(self, index: int) -> Image.Image:
-        """Decode one image to RGB, or raise `DamagedImageError`."""
-        return decode(self.encoded(index))
-
     def encoded(self, index: int) -> bytes:
         """Read one image's bytes, or raise `DamagedImageError` where there are none."""
         group, row = self._find(index)
@@ -61,7 +57,7 @@ class ParquetStore:
         return data
 
     def place(self, index: int) -> str:
-        """Give the file's path, and the image's row group and row."""
+        """Return the file's path, and the image's row group and row."""
         group, row = self._find(index)
         file, number = self._groups[group]
         return f"{self._files[file]}, row group {number}, row {row}"
@@ -111,8 +107,6 @@ def read(path: Path) -> Listing:
     for file, reader in zip(files, readers, strict=True):
         _check_columns(file, reader.schema_arrow)
     counts = [reader.metadata.num_rows for reader in readers]
-    if not sum(counts):
-        raise ValueError(f"{path}: the parquet files hold no rows.")
     labels, classes = _labels(files, readers)
     names = [name for reader in readers for name in _image_paths(reader)]
     return Listing(
@@ -181,17 +175,11 @@ def _labels(files: list[Path], readers: list[Any]) -> tuple[NDArray[np.int64], t
         if strange := [v for v in column if not isinstance(v, int | str)]:
             raise ValueError(f"{file}: a label must be an integer or a string, not {strange[0]!r}.")
         values += column
-    if isinstance(values[0], str):
-        classes, inverse = np.unique([str(value) for value in values], return_inverse=True)
-        return inverse.astype(np.int64), tuple(map(str, classes))
+    if values and isinstance(values[0], str):
+        return number_labels([str(value) for value in values])
     labels = np.array(values, dtype=np.int64)
-    names = _class_label_names(readers[0].schema_arrow) or number_names(int(labels.max()) + 1)
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise ValueError(
-            f"{files[0].parent}: labels from {labels.min()} to {labels.max()}, but {len(names)} "
-            "class names."
-        )
-    return labels, names
+    names = _class_label_names(readers[0].schema_arrow)
+    return labels, names or number_names(int(labels.max(initial=-1)) + 1)
 
 
 def _class_label_names(schema: Any) -> tuple[str, ...]:

