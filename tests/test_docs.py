@@ -153,8 +153,8 @@ def test_the_settings_are_complete() -> None:
     from maskdistill.training.config import JobConfig
 
     text = (DOCS / "trainer.md").read_text(encoding="utf-8")
-    lists = re.findall(r"^`\w+=.*$", text, re.MULTILINE)  # one line for each group
-    rows = dict(re.findall(r"`(\w+)=([^`]+)`[,.]", " ".join(lists)))
+    section = text.partition("\n## Settings\n")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"`(\w+)=([^`]+)`[,.]", section))
     wanted = {field.name: repr(field.default) for field in dataclasses.fields(JobConfig)}
     assert rows == wanted, "please correct the settings in docs/trainer.md"
 
