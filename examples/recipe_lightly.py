@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import random
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from patching import apply_diff, as_code
 from timm.models import vision_transformer as timm_vits
 from torch.utils.data import DataLoader, Dataset
 
@@ -209,41 +211,29 @@ def recipe(example: str, apply: str = "token", masker: md.Masker | None = None) 
             "have at hand. Choose a masker that needs nothing; ibot and dinov2 have attention, "
             "dino the images."
         )
-    # A masker's repr is the call that builds it; here its names are read from md.
-    code = re.sub(r"(?<![\w.])([A-Z]\w*\()", r"md.\1", repr(masker))
+    code = as_code(masker) if masker is not None else ""
     if patches:
         diff, usual = (ATTENTION, "md.AttentionGuidedMasker(0.4)") if needs else (IBOT, BLOCKS)
-        diff = diff.replace("ibot.py", f"{example}.py") + (PIXELS if apply == "pixel" else "")
-        return diff if masker is None else diff.replace(usual, code)
+        if apply == "pixel":
+            diff = diff.replace("@@ -144", f"{PIXELS}@@ -144")
+        return diff.replace("ibot.py", f"{example}.py").replace(usual, code or usual)
     diff = {"dino": DINO, "dino-ddp": DINO_DDP}[example] if apply != "pixel" else DINO_PIXEL
     if apply == "drop":
         diff = diff.replace("=False))", '=False), "drop", first_block="blocks.0")')
-    policy = f"md.AsymmetricMaskPolicy({code})"
-    return diff if masker is None else diff.replace("md.presets.asymmetric(0.3)", policy)
+    usual = "md.presets.asymmetric(0.3)"
+    return diff.replace(usual, f"md.AsymmetricMaskPolicy({code})" if code else usual)
 
 
-def apply_diff(diff: str, text: str) -> str:
-    r"""Return the text with every hunk of a unified diff applied, wherever its lines now stand.
-
-    >>> apply_diff("@@ -1,2 +1,2 @@\n one\n-two\n+2\n", "zero\none\ntwo\n")
-    'zero\none\n2\n'
-
-    Raises:
-        ValueError: a hunk whose lines the text does not have, or has more than once.
-    """
-    text = "\n" + text  # so that a hunk's first line is a whole line
-    for hunk in re.split(r"^@@.*@@\n", diff, flags=re.MULTILINE)[1:]:
-        lines = hunk.splitlines(keepends=True)
-        old = "\n" + "".join(line[1:] for line in lines if line[0] != "+")
-        new = "\n" + "".join(line[1:] for line in lines if line[0] != "-")
-        if text.count(old) != 1:
-            raise ValueError(
-                f"these lines were wanted once, and are there {text.count(old)} times:{old}"
-                "The example is not the one that the diff was made for: take commit "
-                f"{COMMIT[:7]} of lightly-ai/lightly, or put the lines in by hand."
-            )
-        text = text.replace(old, new)
-    return text[1:]
+def patched(clone: Path, example: str, diff: str) -> str:
+    """Return an example's text with the diff applied; the clone stays as it is."""
+    name = FILES[example]
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / name
+        copy.parent.mkdir(parents=True)
+        shutil.copy(clone / name, copy)
+        if diff:
+            apply_diff(diff, Path(temporary), COMMIT)
+        return copy.read_text(encoding="utf-8")
 
 
 # --- Around the run: no part of the recipe
@@ -306,7 +296,7 @@ def small(
         yield
 
 
-def run(text: str, epochs: int = 2, **settings: Any) -> dict[str, Any]:
+def run(text: str, epochs: int = 3, **settings: Any) -> dict[str, Any]:
     """Run an example's text for a few steps and return its variables.
 
     These of its lines are changed here too: the number of epochs, and the device where the example
@@ -333,12 +323,6 @@ def run(text: str, epochs: int = 2, **settings: Any) -> dict[str, Any]:
     return variables
 
 
-def unified(before: str, after: str, name: str) -> str:
-    """Return the difference of two texts as ``git apply`` takes it."""
-    lines = before.splitlines(keepends=True), after.splitlines(keepends=True)
-    return "".join(difflib.unified_diff(*lines, f"a/{name}", f"b/{name}"))
-
-
 def main() -> None:
     """Apply the diff, and run the example or write the diff."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -349,32 +333,27 @@ def main() -> None:
     parser.add_argument("--unmodified", action="store_true", help="run the example without masks")
     parser.add_argument("--diff-only", type=Path, help="write the diff there and run nothing")
     parser.add_argument("--dino", type=Path, help="a clone of facebookresearch/dino, for its ViT")
-    parser.add_argument("--epochs", type=int, default=3, help="epochs of the small run")
-    parser.add_argument("--steps", type=int, default=2, help="steps of an epoch")
     parser.add_argument("--batch", type=int, default=4, help="images of a step")
     parser.add_argument("--blocks", type=int, default=2, help="blocks of the ViTs, of 12")
     args = parser.parse_args()
 
-    name = FILES[args.example]
-    if not (args.lightly / name).is_file():
+    if not (args.lightly / FILES[args.example]).is_file():
         sys.exit(
-            f"there is no {args.lightly / name}; give --lightly the folder that "
+            f"there is no {args.lightly / FILES[args.example]}; give --lightly the folder that "
             "git clone https://github.com/lightly-ai/lightly makes."
         )
-    before = after = (args.lightly / name).read_text(encoding="utf-8")
     try:
         masker = md.parse_masker(args.masker) if args.masker else None
-        if not args.unmodified:
-            after = apply_diff(recipe(args.example, args.apply, masker), before)
+        diff = "" if args.unmodified else recipe(args.example, args.apply, masker)
+        text = patched(args.lightly, args.example, diff)
     except ValueError as error:
         sys.exit(str(error))
-    diff = unified(before, after, name)
     if args.diff_only:
         args.diff_only.write_text(diff, encoding="utf-8")
         return
-    print(f"{name}: {len(re.findall('^[+](?![+])', diff, re.MULTILINE))} lines changed", flush=True)
-    settings = {"steps": args.steps, "batch": args.batch, "blocks": args.blocks, "dino": args.dino}
-    model = run(after, args.epochs, **settings)["model"]
+    print(f"{FILES[args.example]}: {len(re.findall('^[+](?![+])', diff, re.M))} lines changed")
+    settings = {"batch": args.batch, "blocks": args.blocks, "dino": args.dino}
+    model = run(text, **settings)["model"]
     for role in ("student", "teacher"):
         token = getattr(getattr(model, f"{role}_backbone"), "mask_token", None)
         if token is not None:

@@ -1,20 +1,20 @@
-"""Masks as DINOv2's collated entries, and drawn in the data loader."""
+"""Masks as DINOv2's collated entries, and drawn in the data loader and its workers."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 import pickle
 import random
+import runpy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 import maskdistill as md
 from maskdistill.collating import MaskCollate, collated_masks
@@ -52,36 +52,16 @@ def test_the_entries_by_hand() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_entries_follow_from_the_masks(seed: int) -> None:
-    torch.manual_seed(seed)
-    crops = [torch.zeros(6, 3, 24, 32)] * 2 + [torch.zeros(6, 3, 16, 16)] * 3
-    masks = UNEVEN(crops, 8)
-    hidden = [m for m in masks.student[:2] if m is not None]
-    expected_indices, expected_weights = [], []
-    for v, mask in enumerate(hidden):
-        for b in range(6):
-            row = [n for n in range(12) if mask[b, n]]
-            expected_indices += [(v * 6 + b) * 12 + n for n in row]
-            expected_weights += [1 / max(len(row), 1)] * len(row)
-    for given in (masks, masks.student[:2], torch.cat(hidden)):
-        entries = collated_masks(given, upperbound=2 * 6 * 12)
-        assert entries["mask_indices_list"].tolist() == expected_indices
-        assert torch.equal(entries["masks_weight"], torch.tensor(expected_weights))
-        assert torch.equal(entries["collated_masks"], torch.cat(hidden))
-        assert entries["upperbound"] == 144
-        assert entries["n_masked_patches"].item() == len(expected_indices)
-
-
-def test_indices_pick_the_patches_of_the_right_image() -> None:
-    """Of crops one after another, as both codes have them: crop-major, not image-major."""
-    crops = [torch.full((3, 1, 2, 2), 10.0 * v) + torch.arange(3).view(3, 1, 1, 1) for v in (0, 1)]
-    mask = torch.zeros(3, 4, dtype=torch.bool)
-    mask[2, 1] = True
-    tokens = torch.cat(crops).flatten(2).transpose(1, 2)
-    for masks, value in (([mask, None], 2.0), ([None, mask], 12.0)):
-        indices = collated_masks(masks)["mask_indices_list"]
-        assert tokens.flatten(0, 1)[indices].tolist() == [[value]]
+def test_every_form_of_masks_gives_the_same_entries() -> None:
+    masks = UNEVEN([torch.zeros(6, 3, 24, 32)] * 2 + [torch.zeros(6, 3, 16, 16)] * 3, 8)
+    first, second = masks.student[:2]
+    assert first is not None
+    assert second is not None
+    expected = collated_masks([first, second], upperbound=2 * 6 * 12)
+    assert expected["upperbound"] == 144
+    for given in (masks, torch.cat([first, second])):
+        entries = collated_masks(given, upperbound=144)
+        assert all(equal(entries[name], value) for name, value in expected.items())
 
 
 def test_clean_crops_and_empty_batches() -> None:
@@ -91,6 +71,8 @@ def test_clean_crops_and_empty_batches() -> None:
     assert entries["upperbound"] == 0
     assert entries["masks_weight"].shape == entries["mask_indices_list"].shape == (0,)
     assert collated_masks(mask[:0])["collated_masks"].shape == (0, 4)
+    mask[1, 2] = True
+    assert collated_masks([None, mask])["mask_indices_list"].tolist() == [(2 + 1) * 4 + 2]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +109,7 @@ def test_the_originals_collate_alike(name: str, monkeypatch: pytest.MonkeyPatch)
     folder = os.environ.get(f"MASKDISTILL_{name.upper()}")
     if not folder:
         pytest.skip(f"MASKDISTILL_{name.upper()} does not say where a clone is")
-    theirs = imported(Path(folder) / name / "data" / "collate.py")
+    theirs = runpy.run_path(f"{folder}/{name}/data/collate.py")["collate_data_and_cast"]
     monkeypatch.setattr(random, "shuffle", lambda rows: None)  # else they would mix our masks
     for seed in range(20):
         torch.manual_seed(seed)
@@ -151,24 +133,14 @@ def test_the_originals_collate_alike(name: str, monkeypatch: pytest.MonkeyPatch)
         ours = MaskCollate(UNEVEN, 2, collated=True)(samples)
         drawn.append(ours["collated_masks"])
         original = their_collate(samples)
-        bound = original.pop("upperbound")
+        assert isinstance(original.pop("upperbound"), int)
         assert set(ours) == {*original, "upperbound"}
         assert all(equal(ours[key], value) for key, value in original.items())
         assert collated_masks(ours["collated_masks"], 10**6)["upperbound"] == 10**6
-        assert isinstance(bound, int)
         # Wrapped around theirs, which keeps what else it returns.
         torch.manual_seed(seed)
         both = MaskCollate(UNEVEN, 2, their_collate, collated=True)(samples)
         assert all(equal(both[key], value) for key, value in ours.items())
-
-
-def imported(path: Path) -> Callable[..., dict[str, Any]]:
-    spec = importlib.util.spec_from_file_location("an_original", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.collate_data_and_cast  # type: ignore[no-any-return]
 
 
 # --- MaskCollate: what goes in, what comes out
@@ -187,11 +159,10 @@ def test_samples_with_labels() -> None:
     samples = [(crops_of(i), i) for i in range(4)]
     torch.manual_seed(1)
     crops, labels, masks = MaskCollate(POLICY, 8)(samples)
-    expected_crops, expected_labels = default_collate(samples)
-    assert all(map(torch.equal, crops, expected_crops))
-    assert torch.equal(labels, expected_labels)
+    assert [crop[:, 0, 0, 0].tolist() for crop in crops] == [[0, 1, 2, 3]] * 4
+    assert labels.tolist() == [0, 1, 2, 3]
     torch.manual_seed(1)
-    expected = POLICY(expected_crops, 8)
+    expected = POLICY(crops, 8)
     assert all(equal(a, b) for a, b in zip(masks.student, expected.student, strict=True))
     assert masks.teacher == [None, None]
     assert [m and m.count for m in masks.student_masks] == [5, 5, None, None]
@@ -217,17 +188,6 @@ def test_the_other_forms_of_a_sample() -> None:
     parts = {"global_crops": crops_of(0)[:2], "local_crops": crops_of(0)[2:]}
     for sample in (parts, (parts, 0)):
         assert len(collate([sample] * 3)[-1 if isinstance(sample, tuple) else "masks"].student) == 4
-
-
-def test_a_collate_function_of_ones_own() -> None:
-    def reversed_and_collated(samples: list[Any]) -> Any:
-        return default_collate(samples[::-1])
-
-    _, labels, masks = MaskCollate(POLICY, 8, reversed_and_collated)(
-        [(crops_of(i), i) for i in range(3)]
-    )
-    assert labels.tolist() == [2, 1, 0]
-    assert masks.student[0].shape == (3, 16)
 
 
 @pytest.mark.parametrize("form", ["Crops", "labelled", "dict"])
@@ -335,13 +295,6 @@ def test_progress_moves_schedules() -> None:
     assert collate.progress == 1.0
 
 
-def test_repr() -> None:
-    assert repr(MaskCollate(md.ViewPolicy.none(), 8, collated=True)) == (
-        "MaskCollate(ViewPolicy(student_global=None, student_local=None, teacher_global=None), 8, "
-        "collated=True)"
-    )
-
-
 def test_masks_move_with_the_batch() -> None:
     masks = MaskCollate(POLICY, 8)([(crops_of(0), 0)] * 2)[-1].to("meta")
     assert [None if m is None else m.device.type for m in masks.student] == ["meta"] * 2 + [
@@ -349,3 +302,73 @@ def test_masks_move_with_the_batch() -> None:
     ] * 2
     assert [m and m.count for m in masks.student_masks] == [5, 5, None, None]
     assert callable(masks.pin_memory)  # which DataLoader(pin_memory=True) calls
+
+
+# --- MaskCollate in the workers of a data loader
+
+
+class Views(Dataset):  # type: ignore[type-arg]
+    """A data set that draws nothing."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], int]:
+        return [torch.zeros(3, 32, 32)] * 2, index
+
+
+def epochs(
+    count: int, workers: int, seed: int, start: str = "fork", persistent: bool = False
+) -> list[list[tuple[bool, ...]]]:
+    """The masks of each batch, epoch by epoch, from a loader with a seeded generator."""
+    loader = DataLoader(
+        Views(),
+        batch_size=2,
+        num_workers=workers,
+        collate_fn=MaskCollate(POLICY, 8),
+        multiprocessing_context=start if workers else None,
+        persistent_workers=persistent,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    torch.manual_seed(seed)  # without workers masks come from the process's own generator
+    return [
+        [tuple(batch[-1].student[0].flatten().tolist()) for batch in loader] for _ in range(count)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("workers", "start", "persistent"),
+    [(0, "fork", False), (2, "fork", False), (2, "fork", True), (1, "spawn", True)],
+)
+def test_workers_and_epochs_differ_and_a_seed_repeats(
+    workers: int, start: str, persistent: bool
+) -> None:
+    random.seed(0)
+    np.random.seed(0)
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    drawn = epochs(3, workers, 0, start, persistent)
+    assert [len(epoch) for epoch in drawn] == [6, 6, 6]
+    assert len({mask for epoch in drawn for mask in epoch}) == 18, "no mask comes twice"
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states
+    if start == "spawn":
+        # Workers are seeded alike however they start, so nothing else feeds their numbers: neither
+        # random nor NumPy, whose states a fork would have inherited.
+        assert drawn == epochs(3, workers, 0, "fork", persistent)
+    else:
+        assert drawn == epochs(3, workers, 0, start, persistent)
+        assert drawn != epochs(3, workers, 1, start, persistent)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("persistent", [False, True])
+def test_progress_reaches_workers(persistent: bool) -> None:
+    collate = MaskCollate(md.AsymmetricMaskPolicy(md.RandomMasker(md.Linear(0.0, 0.5))), 8)
+    loader = DataLoader(
+        Views(), 4, num_workers=2, collate_fn=collate, multiprocessing_context="fork",
+        persistent_workers=persistent,
+    )  # fmt: skip
+    for progress, hidden in ((0.0, 0), (0.5, 4), (1.0, 8)):
+        collate.progress = progress
+        for batch in loader:
+            assert [m.count for m in batch[-1].student_masks] == [hidden, hidden]

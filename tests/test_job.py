@@ -8,6 +8,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import sys
 import time
@@ -27,8 +28,12 @@ from maskdistill.evaluation.judge import forget_attention, read_attention, save_
 from maskdistill.masking import BlockMasker
 from maskdistill.policies import ViewPolicy
 from maskdistill.training import job
-from maskdistill.training.checkpoint import checkpoint_files, hold_folder, latest_checkpoint
-from maskdistill.training.interruption import SIGNALS
+from maskdistill.training.checkpoint import (
+    checkpoint_files,
+    choose_folder,
+    hold_folder,
+    latest_checkpoint,
+)
 from maskdistill.training.job import JobConfig, saved_config
 from maskdistill.training.logging import read_metrics
 from tests.training.forking import fork, wait
@@ -89,7 +94,7 @@ def test_a_preset_says_policy_masker_and_application(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert run("--scenes", "40", "--preset", "msn", "--out", str(out), "--epochs", "1") == 0
+    assert run("--scenes", "40", "--preset", "msn", "--out", str(out), "--max-steps", "1") == 0
     said = capsys.readouterr().out
     assert "MSN has another objective" in said
     assert "masks by drop" in said
@@ -146,13 +151,12 @@ def test_on_the_built_in_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[st
             assert image.width > 400
 
 
-def test_the_backbone_loads_in_plain_timm(tmp_path: Path) -> None:
-    assert run("--scenes", "40", "--out", str(tmp_path / "run")) == 0
-    path = tmp_path / "run" / "backbone.safetensors"
+def test_the_backbone_loads_in_plain_timm(whole: Path) -> None:
+    path = whole / "backbone.safetensors"
     with safetensors.safe_open(path, "pt") as file:
         arguments = json.loads(file.metadata()["timm.create_model"])
     model = timm.create_model(**arguments, checkpoint_path=str(path)).eval()
-    teacher = latest_checkpoint(tmp_path / "run").content["teacher"]
+    teacher = latest_checkpoint(whole).content["teacher"]
     x = torch.randn(2, 3, 16, 16)
     again = timm.create_model(**arguments).eval()
     prefix = "backbone."
@@ -195,35 +199,18 @@ def killed() -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(
-    ("event", "code", "lost"),
-    [
-        (killed, 130, 2),  # what a second Ctrl-C does, and much like kill -9
-        (lambda: signal.raise_signal(signal.SIGTERM), 143, 0),
-        (lambda: signal.raise_signal(signal.SIGINT), 130, 0),
-    ],
-    ids=["killed", "SIGTERM", "SIGINT"],
-)
 def test_resume_continues_an_unfinished_run(
-    whole: Path,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    event: Callable[[], None],
-    code: int,
-    lost: int,
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped in the middle; then the same result as the run that was left alone."""
     out = tmp_path / "half"
-    handlers = [signal.getsignal(number) for number in SIGNALS]
-    with after_step(6, event):
-        assert run(*WHOLE, "--out", str(out)) == code
-    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+    with after_step(6, lambda: signal.raise_signal(signal.SIGTERM)):
+        assert run(*WHOLE, "--out", str(out)) == 143
     said = capfd.readouterr().err
-    if not lost:
-        assert "stopped the run after step 6 of 10" in said
-        assert f"--resume --out {out}" in said
+    assert "stopped the run after step 6 of 10" in said
+    assert f"--resume --out {out}" in said
     assert example("--out", str(out), "--resume") == 0  # the settings are the run's own
-    assert f"resuming from step {6 - lost} of 10 ({out}" in capfd.readouterr().out
+    assert f"resuming from step 6 of 10 ({out}" in capfd.readouterr().out
     assert_same_run(out, whole)
 
 
@@ -323,9 +310,6 @@ def test_a_policy_in_the_place_of_the_named_one(tmp_path: Path) -> None:
     assert kept["policy"] == "asymmetric", "as the settings say"
     assert kept["policy_used"] == repr(policy) == read(tmp_path / "run/summary.json")["policy"]
     assert saved_config(tmp_path / "run").out == config.out
-    del kept["policy_used"]  # as an earlier version leaves it
-    (tmp_path / "run" / "config.json").write_text(json.dumps(kept))
-    assert saved_config(tmp_path / "run").scenes == 44
 
 
 def test_without_matplotlib_nothing_is_begun(
@@ -378,30 +362,13 @@ def test_a_restart_by_torchrun_finds_its_run(
     assert_same_run(tmp_path / "runs" / "dino-asymmetric-seed0", whole)
 
 
-def test_a_damaged_checkpoint_is_passed_over(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run"
-    with after_step(9, killed):
-        assert run(*WHOLE, "--out", str(out)) == 130
-    newest = checkpoint_files(out)[0]
-    newest.write_bytes(newest.read_bytes()[:-1])
-    assert example("--out", str(out), "--resume") == 0
-    said = capsys.readouterr().out
-    assert "resuming from step 4 of 10" in said
-    assert f"{newest.name} was skipped: its checksum does not match (truncated or damaged)" in said
-    assert_same_run(out, whole)
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
         ("--policy", "none"),
-        ("--policy", "symmetric", "--masker", "BlockMasker(0.4)", "--apply", "drop"),
-        ("--policy", "student-all-views", "--masker", "RandomMasker(0.5).sometimes(0.5)"),
         ("--masker", "AttentionGuidedMasker(0.5, temperature=1.0)", "--apply", "pixel"),
     ],
-    ids=["none", "drop", "all views", "attention"],
+    ids=["none", "attention"],
 )
 def test_policies_and_maskers_by_name(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     out = tmp_path / "run"
@@ -494,7 +461,10 @@ def test_damaged_images_stop_the_run_beyond_a_limit(
     data = ("--data", str(folder_of_images), "--out", str(tmp_path / "run"))
     assert run(*data, "--max-damaged", "1") == 1
     assert "stopped: 2 images are damaged" in capsys.readouterr().err
-    assert run(*data[:2], "--out", str(tmp_path / "again"), "--max-damaged", "3") == 0
+    assert (
+        run(*data[:2], "--out", str(tmp_path / "again"), "--max-damaged", "3", "--max-steps", "1")
+        == 0
+    )
     said = [line for line in capsys.readouterr().err.splitlines() if "Damaged image" in line]
     assert len(said) == 3
     assert all(line.startswith("warning: Damaged image: ") and "cat" in line for line in said)
@@ -519,22 +489,17 @@ def test_weights_and_biases_that_are_not_there(
     refused(tmp_path / "run", capsys, "pip install wandb", "--wandb", "masks")
 
 
-def test_a_finished_run_is_not_overwritten(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run"
-    assert run("--scenes", "40", "--max-steps", "1", "--out", str(out)) == 0
-    before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
-    assert run("--scenes", "40", "--max-steps", "1", "--out", str(out)) == 2
+def test_a_finished_run_is_not_overwritten(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in whole.iterdir() if p.name != ".lock"}
+    assert run(*WHOLE, "--out", str(whole)) == 2
     assert "holds a run already" in capsys.readouterr().err
-    assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
+    assert {p: p.stat().st_mtime_ns for p in whole.iterdir() if p.name != ".lock"} == before
 
 
 def test_a_refused_resumption_loses_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "run"
-    assert run("--scenes", "40", "--max-steps", "2", "--out", str(out)) == 0
+    out = shutil.copytree(whole, tmp_path / "run")
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     again = ("--out", str(out), "--resume")
     assert example(*again, "--lr", "0.1") == 2
@@ -554,9 +519,7 @@ def test_a_run_without_its_settings(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They are given again, and compared with those in the checkpoint."""
-    out = tmp_path / "run"
-    with after_step(6, killed):
-        assert run(*WHOLE, "--out", str(out)) == 130
+    out = shutil.copytree(whole, tmp_path / "run")
     (out / "config.json").write_text("{")
     assert example("--out", str(out), "--resume") == 2
     assert "Remove it and give all settings again, with --resume" in capsys.readouterr().err
@@ -606,8 +569,6 @@ def test_no_room_before_the_first_checkpoint(
     said = capsys.readouterr().err
     assert f"no room left while writing into {out}" in said
     assert "--auto-resume" in said
-    monkeypatch.undo()
-    assert run("--scenes", "40", "--max-steps", "1", "--out", str(out), "--auto-resume") == 0
 
 
 def test_a_peer_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -636,17 +597,18 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     assert written(out) == {".lock"}
     os.kill(other, signal.SIGKILL)
     wait(other)
-    assert run("--scenes", "40", "--max-steps", "1", "--out", str(out)) == 0
+    with hold_folder(out):
+        pass
 
 
 def test_without_an_output_folder_each_run_gets_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for _ in range(2):
-        assert run("--scenes", "40", "--max-steps", "1") == 0
-    names = {p.name for p in (tmp_path / "runs").iterdir()}
-    assert names == {"dino-asymmetric-seed0", "dino-asymmetric-seed0-2"}
+    for name in ("first", "first-2"):
+        folder, resuming = choose_folder(None, "first")
+        assert (folder, resuming) == (Path("runs") / name, False)
+        folder.mkdir(parents=True)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--seed", "3"], ["--data", "x"], ["--data=x"]])
@@ -674,8 +636,8 @@ def test_help_teaches_and_needs_no_network(capsys: pytest.CaptureFixture[str]) -
 # --- On real images, where they are
 
 
-@pytest.mark.parametrize("name", ["mini_imagenet_csv", "mini64_100c.npz"])
-def test_on_real_mini_imagenet(name: str, tmp_path: Path) -> None:
+def test_on_real_mini_imagenet(tmp_path: Path) -> None:
+    name = "mini_imagenet_csv"
     if not (SHARED / name).exists():
         pytest.skip(f"the real data {name} is not beside the project")
     limits = ("--max-steps", "2", "--knn-train", "200", "--knn-val", "100")

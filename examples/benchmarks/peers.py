@@ -376,14 +376,6 @@ def _um_mae(module: Any, request: Request) -> Draw:
     return _stacked(module.RandomMaskingGenerator(request.grid, 0.75, regular=True), request)
 
 
-def _colormae(module: Any, request: Request) -> Draw:
-    noise = Path(module.__file__).parents[2] / "noise_colors/green/green_noise_data_3072.npz"
-    if not noise.is_file():
-        raise AbsentError(f"its noise patterns, a download of their own, are not in {noise.parent}")
-    masking = module.ColorMasking(request.grid[0], request.share, str(noise))
-    return lambda: masking.color_noise_mask(masking.extract_windows(request.batch))
-
-
 def _spt(**settings: float) -> Callable[[Any, Request], Draw]:
     def make(module: Any, request: Request) -> Draw:
         tokens = request.tokens()
@@ -436,7 +428,6 @@ _DATA2VEC2 = ("data2vec2", "fairseq/data/data_utils.py", _HUB + "facebookresearc
 _MAE = ("mae", "models_mae.py", _HUB + "facebookresearch/mae")
 _SIMMIM = ("simmim", "data/data_simmim.py", _HUB + "microsoft/SimMIM")
 _UM_MAE = ("um_mae", "mask_transform.py", _HUB + "implus/UM-MAE")
-_COLORMAE = ("colormae", "models/utils/masking_generator.py", _HUB + "carlosh93/ColorMAE")
 _ATTMASK = ("attmask", "attmask.py", _HUB + "gkakogeorgiou/attmask")
 _MILAN = ("milan", "models_milan.py", _HUB + "zejiangh/MILAN")
 
@@ -509,9 +500,6 @@ PEERS: tuple[Peer, ...] = (
     Peer("UM-MAE, ratio 0.75", *_UM_MAE,
          lambda r: md.masking.GridMasker(2, random=True), _um_mae, None,
          _VISION),
-    Peer("ColorMAE", *_COLORMAE,
-         lambda r: md.masking.ColorNoiseMasker(r.share, color="green"), _colormae,
-         None, ("matplotlib",), loop=False),
     Peer("AttMask high", *_ATTMASK, lambda r: md.AttentionGuidedMasker(r.share),
          _attmask("attmask_high"), 2, loop=False),
     Peer("AttMask low", *_ATTMASK, lambda r: md.AttentionGuidedMasker(r.share, hide="least"),

@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 import tyro
+from timing import machine, table
 from torch import Tensor
 
 import maskdistill as md
@@ -39,6 +39,12 @@ from maskdistill.training.trainer import build_state
 
 BUCKET = 25e6
 """Bytes that DDP sends at a time."""
+PER_NODE, BACKWARD = 8, 0.5
+"""GPUs in a node; share of a step in which gradients can be sent, the student's backward pass."""
+GLOBAL_BATCH = 1024
+"""Images per step over all GPUs, for the second table."""
+ROUNDS = 7
+POLICY = md.AsymmetricMaskPolicy(md.RandomMasker(0.3))
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,6 @@ class Settings:
     """Images per step and process."""
     out_dim: int = 4096
     """Prototypes."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """As in training."""
-    per_node: int = 8
-    """GPUs in a node."""
     step_ms: float | None = None
     """Milliseconds of a step alone; None measures it here."""
     node_gbs: float | None = None
@@ -73,12 +75,6 @@ class Settings:
     """Gigabytes per second between nodes, per node (400 Gbit/s and some loss). An assumption."""
     network_us: float = 10.0
     """Microseconds of a hop between nodes. An assumption."""
-    backward: float = 0.5
-    """Share of a step in which gradients can be sent: the student's backward pass."""
-    global_batch: int = 1024
-    """Images per step over all GPUs, for the second table."""
-    rounds: int = 7
-    """How often each thing is timed."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +88,14 @@ class Costs:
     node_hop: float
     network_rate: float
     network_hop: float
-    backward: float
-    per_node: int
 
     def all_reduce(self, size: float, processes: int) -> float:
         """Return the seconds of an all-reduce of so many bytes."""
-        inside = min(processes, self.per_node)
+        inside = min(processes, PER_NODE)
         nodes = max(processes // inside, 1)
         return (
             2 * (inside - 1) / inside * size / self.node_rate
-            + 2 * (nodes - 1) / nodes * size / (inside * self.network_rate / self.per_node)
+            + 2 * (nodes - 1) / nodes * size / (inside * self.network_rate / PER_NODE)
             + 2 * (inside - 1) * self.node_hop
             + 2 * (nodes - 1) * self.network_hop
         )
@@ -112,7 +106,7 @@ class Costs:
             return self.step * share
         sending = self.all_reduce(self.gradients, processes)
         last = sending * min(BUCKET / self.gradients, 1)
-        hidden = self.backward * self.step * share
+        hidden = BACKWARD * self.step * share
         exposed = max(sending - hidden, last)
         return self.step * share + exposed + self.all_reduce(self.centre, processes)
 
@@ -146,55 +140,43 @@ def build(s: Settings, processes: Processes) -> TrainState:
         patch_size=s.patch_size,
         batch_size=s.batch,
         out_dim=s.out_dim,
-        precision=s.precision,
     ).resolved(s.batch * 1000)
-    policy = md.AsymmetricMaskPolicy(md.RandomMasker(0.3))
-    return build_state(config, policy, processes)
+    return build_state(config, POLICY, processes)
 
 
 def step_seconds(s: Settings, state: TrainState, processes: Processes) -> float:
     """Time a step."""
-    policy = md.AsymmetricMaskPolicy(md.RandomMasker(0.3))
-    on_gpu = processes.device.type == "cuda"
-    half = s.precision == "bfloat16" or (s.precision == "auto" and on_gpu)
-    settings = StepSettings(1e-4, 0.04, 0.996, 0.04, amp_dtype=torch.bfloat16 if half else None)
+    half = torch.bfloat16 if processes.device.type == "cuda" else None
+    settings = StepSettings(1e-4, 0.04, 0.996, 0.04, amp_dtype=half)
     sizes = [s.image_size] * 2 + [s.local_size] * s.local_crops
     crops = [torch.randn(s.batch, 3, size, size, device=processes.device) for size in sizes]
     state.student.train()
-    return timed(lambda: train_step(state, crops, policy, settings), s.rounds, processes.device)
+    return timed(lambda: train_step(state, crops, POLICY, settings), ROUNDS, processes.device)
 
 
-def fit_all_reduce(s: Settings, processes: Processes) -> tuple[float, float]:
+def fit_all_reduce(processes: Processes) -> tuple[float, float]:
     """Return bytes per second and seconds per hop of the all-reduces of this machine."""
     small: Tensor = torch.zeros(1, device=processes.device)
     large = torch.zeros(16_000_000 // 4, device=processes.device)
     hops, world = 2 * (processes.world - 1), processes.world
-    hop = timed(lambda: dist.all_reduce(small), 20 * s.rounds, processes.device) / hops
-    whole = timed(lambda: dist.all_reduce(large), s.rounds, processes.device)
+    hop = timed(lambda: dist.all_reduce(small), 20 * ROUNDS, processes.device) / hops
+    whole = timed(lambda: dist.all_reduce(large), ROUNDS, processes.device)
     return 2 * (world - 1) / world * 16e6 / max(whole - hops * hop, 1e-9), hop
 
 
-def say(costs: Costs, s: Settings) -> None:
-    """Print the two tables."""
-    one = s.batch / costs.step_of(1)
-    print(f"\n{s.batch} images per GPU, whatever their number\n")
-    print("| GPUs | images/s | of ideal | of a step: waiting |")
-    print("|--:|--:|--:|--:|")
-    for processes in (1, 8, 64, 512):
-        step = costs.step_of(processes)
-        rate = processes * s.batch / step
-        waiting = 1 - costs.step_of(1) / step
-        print(f"| {processes} | {rate:,.0f} | {rate / one / processes:.0%} | {waiting:.0%} |")
-    print(f"\n{s.global_batch} images over all GPUs\n")
-    print("| GPUs | images per GPU | images/s | of ideal |")
-    print("|--:|--:|--:|--:|")
-    for processes in (1, 8, 64, 512):
-        if s.global_batch < processes:
-            continue
-        share = s.global_batch / processes / s.batch
-        rate = s.global_batch / costs.step_of(processes, share)
-        each = s.global_batch // processes
-        print(f"| {processes} | {each} | {rate:,.0f} | {rate / one / processes:.0%} |")
+def report(costs: Costs, batch: int) -> Iterator[str]:
+    """Lay out the rates of many GPUs, with a fixed batch on each, and with one over all."""
+    one = batch / costs.step_of(1)
+    fixed, shared = [], []
+    for gpus in (1, 8, 64, 512):
+        rate = gpus * batch / costs.step_of(gpus)
+        fixed.append((gpus, f"{rate:,.0f}", f"{rate / one / gpus:.0%}"))
+        rate = GLOBAL_BATCH / costs.step_of(gpus, GLOBAL_BATCH / gpus / batch)
+        shared.append((gpus, GLOBAL_BATCH // gpus, f"{rate:,.0f}", f"{rate / one / gpus:.0%}"))
+    yield f"\n{batch} images per GPU, whatever their number\n"
+    yield from table(("GPUs", "images/s", "of ideal"), fixed)
+    yield f"\n{GLOBAL_BATCH} images over all GPUs\n"
+    yield from table(("GPUs", "images per GPU", "images/s", "of ideal"), shared)
 
 
 def main(s: Settings) -> None:
@@ -209,7 +191,7 @@ def main(s: Settings) -> None:
     parameters = [p for p in state.student.parameters() if p.requires_grad]
     rate, hop = 50e9, 5e-6  # without a peer to measure: one GPU's share of a fast link
     if processes.world > 1:
-        rate, hop = fit_all_reduce(s, processes)
+        rate, hop = fit_all_reduce(processes)
     costs = Costs(
         step=seconds,
         gradients=4.0 * sum(p.numel() for p in parameters),
@@ -218,14 +200,12 @@ def main(s: Settings) -> None:
         node_hop=hop if s.node_us is None else s.node_us / 1e6,
         network_rate=s.network_gbs * 1e9,
         network_hop=s.network_us / 1e6,
-        backward=s.backward,
-        per_node=s.per_node,
     )
     if processes.world > 1:
         together = step_seconds(s, build(s, processes), processes)
     if processes.is_main:
         where = "measured" if s.step_ms is None else "given"
-        print(f"torch {torch.__version__} on {processes.device}, {os.cpu_count()} cores; {s}\n")
+        print(machine(processes.device.type), s, sep="\n", end="\n\n")
         print(
             f"a step alone, {where}: {1000 * costs.step:.1f} ms; "
             f"{costs.gradients / 1e6:.0f} MB of gradients"
@@ -239,7 +219,7 @@ def main(s: Settings) -> None:
                 f"{processes.world} processes: a step of {1000 * together:.1f} ms measured, "
                 f"{1000 * costs.step_of(processes.world):.1f} ms by the model"
             )
-        say(costs, s)
+        print(*report(costs, s.batch), sep="\n")
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -18,21 +18,20 @@ import io
 import os
 import socket
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, Literal
 
-import timm
 import torch
 import torch.distributed as dist
 import tyro
+from timing import by_turns, faster, machine, main_dino_of, seconds, table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 import maskdistill as md
 from maskdistill.training import StepSettings, TrainingConfig, train_step
@@ -40,9 +39,10 @@ from maskdistill.training.distributed import Processes
 from maskdistill.training.trainer import build_state
 
 sys.path.append(str(Path(__file__).parents[1]))
+from recipe_dino import COMMIT
 from recipe_dino_shim import without_cuda, without_network
 
-COMMIT = "7c446df5b9f45747937fb0d72314eb9f7b66930a"
+THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,6 @@ class Settings:
     """Prototypes."""
     rounds: int = 15
     """How often each variant is timed, by turns."""
-    threads: int = 2
-    """CPU threads."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to run."""
     compile: bool = False
@@ -91,7 +89,7 @@ class _Alone(nn.Module):
 
 def original(s: Settings) -> Step:
     """Return the original's own step."""
-    sys.path.insert(0, str(s.dino))
+    sys.path.insert(0, str(main_dino_of(s.dino).parent))
     import main_dino  # type: ignore[import-not-found]
     import utils  # type: ignore[import-not-found]
     import vision_transformer as vits  # type: ignore[import-not-found]
@@ -168,17 +166,6 @@ def variants(s: Settings) -> dict[str, Step]:
     return steps
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
-    """Time one call, and all that it started on the device."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
     """Return the operations per second of a large matrix product, the best of ten."""
     n = 8192 if device == "cuda" else 2048
@@ -188,12 +175,7 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
 
 def main(s: Settings) -> None:
     """Time all variants and print a table."""
-    if not (s.dino / "main_dino.py").is_file():
-        raise SystemExit(
-            f"error: no main_dino.py in {s.dino}. Get one: git clone "
-            "https://github.com/facebookresearch/dino"
-        )
-    torch.set_num_threads(s.threads)
+    torch.set_num_threads(THREADS)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
@@ -205,35 +187,30 @@ def main(s: Settings) -> None:
     sizes = [s.image_size] * 2 + [s.local_size] * s.local_crops
     crops = [torch.randn(s.batch, 3, size, size, device=s.device) for size in sizes]
     steps = variants(s)
-    for step in tqdm(steps.values(), desc="warming up", leave=False):
-        for _ in range(3):
+    for step in steps.values():
+        for _ in range(2):
             step(crops)
     with FlopCounterMode(display=False) as counter:
         steps["the original"](crops)
     operations = counter.get_total_flops()
-
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in tqdm(range(s.rounds), desc="timing", leave=False):
-        names = list(steps) if turn % 2 else list(reversed(steps))
-        for name in names:
-            times[name].append(seconds(lambda step=steps[name]: step(crops), s.device))  # type: ignore[misc]
-
-    where = torch.cuda.get_device_name() if s.device == "cuda" else f"{s.threads} CPU threads"
-    print(f"torch {torch.__version__}, timm {timm.__version__}, {where}; {s}")
-    print(f"original: commit {COMMIT[:7]} expected; {operations / 1e9:.0f} GFLOP in a step\n")
-    print("| step | ratio | quartiles | images/s | model FLOP/s, share of a matrix product's |")
-    print("|---|--:|--:|--:|--:|")
-    base = times["the original"]
     rates = {dtype: matrix_rate(s.device, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    for name, taken in times.items():
-        low, _, high = quantiles([a / b for a, b in zip(base, taken, strict=True)], n=4)
+    taken = by_turns(
+        {name: partial(seconds, partial(step, crops), s.device) for name, step in steps.items()},
+        s.rounds,
+    )
+
+    print(machine(s.device), s, sep="\n")
+    print(f"original: commit {COMMIT[:7]} expected; {operations / 1e9:.0f} GFLOP in a step\n")
+    rows = []
+    for name, times in taken.items():
         half = name.startswith("bfloat16") or (name == "the original" and s.device == "cuda")
-        share = operations / median(taken) / rates[torch.bfloat16 if half else torch.float32]
-        utilisation = "" if "dropped" in name else f"{share:.0%}"
-        print(
-            f"| {name} | {median(base) / median(taken):.2f} | {low:.2f} to {high:.2f} "
-            f"| {s.batch / median(taken):.0f} | {utilisation} |"
-        )
+        share = operations / median(times) / rates[torch.bfloat16 if half else torch.float32]
+        rows.append((
+            name, *faster(taken["the original"], times), f"{s.batch / median(times):.0f}",
+            "" if "dropped" in name else f"{share:.0%}",
+        ))  # fmt: skip
+    head = ("step", "ratio", "quartiles", "images/s", "FLOP/s, share of a matrix product's")
+    print(*table(head, rows), sep="\n")
     dist.destroy_process_group()
 
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 import importlib
 import io
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -28,14 +28,12 @@ import torch
 import torchvision
 import tyro
 from PIL import Image, __version__
+from timing import by_turns, faster, machine, main_dino_of, seconds, table
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from maskdistill.data import MultiCrop, Scenes, normalize
 from maskdistill.data.crops import image_keys
 from maskdistill.data.loading import CropDataset, ResidentImages
-
-CLONE = "git clone --depth 1 https://github.com/facebookresearch/dino DINO"
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,10 @@ class Settings:
     """A clone of facebookresearch/dino; without it, ours alone is timed."""
     data: Path | None = None
     """A folder with JPEGs for the small case, at any depth; None draws scenes."""
-    case: Literal["small", "large", "both"] = "both"
-    """84-pixel images to 2 + 6 crops of 64 and 24 pixels; 500 x 375 to 2 + 8 of 224 and 96."""
     images: int = 64
     """Images per round."""
     rounds: int = 21
     """How often each is timed, by turns."""
-    threads: int = 1
-    """CPU threads."""
     resident: bool = False
     """Also time views cut out of images that lie decoded in the device's memory."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -69,10 +63,8 @@ class Case:
     transform: MultiCrop
 
 
-CASES = {
-    "small": Case("84 x 84 to 2 x 64 + 6 x 24", (84, 84), MultiCrop(64, 24, 6)),
-    "large": Case("500 x 375 to 2 x 224 + 8 x 96", (500, 375), MultiCrop(224, 96, 8)),
-}
+SMALL = Case("84 x 84 to 2 x 64 + 6 x 24", (84, 84), MultiCrop(64, 24, 6))
+LARGE = Case("500 x 375 to 2 x 224 + 8 x 96", (500, 375), MultiCrop(224, 96, 8))
 
 
 class Encoded(Dataset[tuple[Image.Image, int]]):
@@ -109,9 +101,7 @@ def jpegs(case: Case, count: int, folder: Path | None) -> list[bytes]:
 
 def original(clone: Path, transform: MultiCrop) -> Callable[[Image.Image], Any]:
     """Return DataAugmentationDINO of a clone, with the crop sizes of `transform`."""
-    if not (clone / "main_dino.py").exists():
-        raise SystemExit(f"error: there is no main_dino.py in {clone}; get it by\n  {CLONE}")
-    sys.path.insert(0, str(clone))  # it imports its neighbours by name
+    sys.path.insert(0, str(main_dino_of(clone).parent))  # it imports its neighbours by name
     try:
         module = importlib.import_module("main_dino")
     finally:
@@ -128,69 +118,47 @@ def original(clone: Path, transform: MultiCrop) -> Callable[[Image.Image], Any]:
     return made  # type: ignore[no-any-return]
 
 
-def by_turns(calls: dict[str, Callable[[], object]], rounds: int, what: str) -> dict[str, Any]:
-    """Return the seconds of every round of each, timed by turns, in CPU time where there is one."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for turn in tqdm(range(rounds), desc=what, leave=False):
-        names = list(calls)
-        for name in names if turn % 2 else reversed(names):
-            waits = "cuda" in name
-            clock = time.perf_counter if waits else time.process_time
-            begin = clock()
-            calls[name]()
-            if waits:
-                torch.cuda.synchronize()
-            seconds[name].append(clock() - begin)
-    return seconds
-
-
-def run(case: Case, settings: Settings) -> None:
-    """Time one case and print its lines of the table."""
-    count, small = settings.images, case is CASES["small"]
-    source = Encoded(jpegs(case, count, settings.data if small else None))
+def rows(case: Case, s: Settings) -> list[tuple[str, ...]]:
+    """Time one case and return its lines of the table."""
+    source = Encoded(jpegs(case, s.images, s.data if case is SMALL else None))
     crops = CropDataset(source, case.transform, seed=0)
-    items = [(0, index) for index in range(count)]
+    items = [(0, index) for index in range(s.images)]
     calls: dict[str, Callable[[], object]] = {
         "ours": lambda: [normalize(view) for view in crops.batch(items).images],
-        "decoding alone": lambda: [source[index] for index in range(count)],
+        "decoding alone": lambda: [source[index] for index in range(s.images)],
     }
-    if settings.dino is not None:
-        theirs = original(settings.dino, case.transform)
+    if s.dino is not None:
+        theirs = original(s.dino, case.transform)
         calls["facebookresearch/dino"] = lambda: [
-            theirs(source[index][0]) for index in range(count)
+            theirs(source[index][0]) for index in range(s.images)
         ]
-    if settings.resident:
-        images = ResidentImages(source, settings.device, progress_bar=False)
-        rows = torch.arange(count)
-        keys = image_keys(0, torch.zeros_like(rows), rows)
-        calls[f"ours, resident on {settings.device}"] = lambda: [
-            normalize(view) for view in images.crops(case.transform, rows, keys).images
-        ]
-    seconds = by_turns(calls, settings.rounds, case.name)
-    reference = median(seconds.get("facebookresearch/dino", [float("nan")]))
-    for name, times in seconds.items():
-        low, _, high = quantiles([1000 * t / count for t in times], n=4)
-        faster = "" if settings.dino is None else f"{reference / median(times):.2f}"
-        print(
-            f"| {case.name} | {name} | {count / median(times):.0f} | {low:.2f} to {high:.2f} "
-            f"| {faster} |"
+    timed = {name: partial(seconds, call) for name, call in calls.items()}
+    if s.resident:
+        images = ResidentImages(source, s.device, progress_bar=False)
+        indices = torch.arange(s.images)
+        keys = image_keys(0, torch.zeros_like(indices), indices)
+        timed[f"ours, resident on {s.device}"] = partial(
+            seconds,
+            lambda: [normalize(v) for v in images.crops(case.transform, indices, keys).images],
+            s.device,
         )
+    taken = by_turns(timed, s.rounds, case.name)
+    base = taken.get("facebookresearch/dino")
+    return [
+        (case.name, name, f"{s.images / median(times):.0f}", *(faster(base, times) if base else ""))
+        for name, times in taken.items()
+    ]
 
 
-def main(settings: Settings) -> None:
-    """Time every case."""
-    torch.set_num_threads(settings.threads)
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {__version__}")
-    print(f"{settings}\n")
-    if settings.dino is None:
-        print(f"Ours alone is timed. For the original, pass --dino DINO after\n  {CLONE}\n")
-    print("| images to crops | what | images/s | ms per image, quartiles | times the original's |")
-    print("|---|---|--:|--:|--:|")
-    for name, case in CASES.items():
-        if settings.case in (name, "both"):
-            run(case, settings)
+def main(s: Settings) -> None:
+    """Time both cases."""
+    torch.set_num_threads(1)
+    print(machine(s.device))
+    print(f"torchvision {torchvision.__version__}, Pillow {__version__}\n{s}\n")
+    head = ["images to crops", "what", "images/s"]
+    if s.dino is not None:
+        head += ["times the original's", "quartiles"]
+    print(*table(head, [*rows(SMALL, s), *rows(LARGE, s)]), sep="\n")
 
 
 if __name__ == "__main__":

@@ -72,16 +72,15 @@ def compare(
 
 def _plan(study: Study, out: Path) -> int:
     """Check a study and say what would run."""
-    from maskdistill.comparing.one_run import is_done
-    from maskdistill.comparing.running import check_unchanged, data_identity, folder_of, orders
+    from maskdistill.comparing.one_run import check_unchanged, data_identity, folder_of, is_done
     from maskdistill.policies import ViewPolicy
 
-    images = data_identity(study)
-    check_unchanged(study, out, images)
+    check_unchanged(study, out, data_identity(study))
     for name in study.policies:
         print(f"{name}\n{ViewPolicy.__str__(study.policy(name))}\n")
-    for cell, order in orders(study, images).items():
-        print(f"{'done' if is_done(folder_of(out, cell), order) else 'to run':6}  {cell.name}")
+    for cell in study.cells():
+        done = is_done(study, cell, folder_of(out, cell))
+        print(f"{'done' if done else 'to run':6}  {cell.name}")
     return 0
 
 

@@ -2,8 +2,8 @@
 
 from maskdistill.comparing.report import compare, write_report
 from maskdistill.comparing.results import (
-    Difference,
     Interval,
+    PairedDifference,
     Results,
     RunResult,
     gather,
@@ -16,9 +16,9 @@ from maskdistill.comparing.study import Cell, Study, read_study
 
 __all__ = [
     "Cell",
-    "Difference",
     "Interval",
     "Outcome",
+    "PairedDifference",
     "Results",
     "RunResult",
     "Study",

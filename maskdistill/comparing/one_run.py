@@ -1,8 +1,15 @@
-"""One run of a study in a process of its own: ``python -m maskdistill.comparing.one_run``."""
+"""One run of a study: its folder, what it must agree on, and the process that carries it out.
+
+A process is started as ``python -m maskdistill.comparing.one_run [STUDY.py]`` and reads a pickled
+`RunRequest` from its standard input. It ends with 0 when all is done, with `HELD` when another
+process works on the run, with 128 and the signal's number when a signal stopped it, and else with 1
+and a sentence in the last line of its output.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
@@ -11,89 +18,82 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from maskdistill.comparing.study import load_study_module
+import numpy as np
+
+from maskdistill.comparing.study import Cell, Study, load_study_module
 from maskdistill.data.writing import write_durably
 from maskdistill.evaluation import load_backbone
 from maskdistill.evaluation.measures import MEASURES, Measured, measure
-from maskdistill.policies import ViewPolicy
 from maskdistill.training import Trainer
-from maskdistill.training.checkpoint import hold_folder
+from maskdistill.training.checkpoint import checkpoint_files, hold_folder
 from maskdistill.training.distributed import start_processes
 from maskdistill.training.interruption import TrainingInterrupted
 from maskdistill.training.job import JobConfig, open_images, run_job
 
-MEASURED = "measured.json"
+HELD = 75
+"""Exit code where another process works on the run; what sysexits.h calls a temporary failure."""
+# These change where and how fast a run computes, and its result by rounding alone.
+_WITHOUT_EFFECT = {
+    "out", "resume", "auto_resume", "device", "workers", "views", "log_every", "checkpoint_every",
+    "keep_checkpoints", "milestone_every", "accumulate", "compile", "sharding", "data", "shards",
+    "val_shards", "health_every", "max_damaged", "knn_train", "knn_val", "evaluations", "wandb",
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a process is to do.
+class RunRequest(NamedTuple):
+    """What a process is to run, and where.
 
     Attributes:
-        config: settings of the run, its folder and device among them.
-        policy: that it trains under.
-        groups: of measures to take of the backbone.
-        random_weights: measure the weights that the run begins with as well.
-        images: what tells the data from others (`cells.data_identity`).
+        study: of the run.
+        cell: which run.
+        folder: its own.
+        device: of the run.
+        workers: of its loader, where the study does not say; None is as many as there are cores.
     """
 
-    config: JobConfig
-    policy: ViewPolicy
-    groups: tuple[str, ...]
-    random_weights: bool
-    images: str = ""
-
-    def protocol(self) -> dict[str, Any]:
-        """Return what measures depend on besides the backbone."""
-        return {
-            "groups": sorted(self.groups),
-            "train_images": self.config.knn_train,
-            "val_images": self.config.knn_val,
-            "random_weights": "initial" if self.random_weights else "",
-        }
+    study: Study
+    cell: Cell
+    folder: Path
+    device: str
+    workers: int | None = None
 
 
-def carry_out(order: Order) -> None:
-    """Train if that is not done, measure, and write both into the run's folder."""
-    config = order.config
-    assert config.out is not None
-    with hold_folder(config.out):  # while it is measured, too
-        if not read_json(config.out / "summary.json"):
-            run_job(config, order.policy)
-        images, training = open_images(config, config.image_size)
-        device = start_processes(config.device).device
-        vit = load_backbone(config.out).to(device)
-        options: dict[str, Any] = {
-            "groups": order.groups, "train_limit": config.knn_train, "val_limit": config.knn_val,
-        }  # fmt: skip
-        found = {"policy": measure(vit, images, config.image_size, **options).to_json()}
-        if order.random_weights:
-            # The run's own start: the weights that all policies of this seed begin with.
-            start = Trainer(config, training, order.policy).teacher.backbone
-            found["random"] = measure(start, images, config.image_size, **options).to_json()
-        content = {"protocol": order.protocol(), **found}
-        write_durably(json.dumps(content, indent=1) + "\n", config.out / MEASURED)
+# --- The folder of a run
 
 
-def is_done(out: Path, order: Order) -> bool:
-    """Say whether a folder has all that an order asks for, measured as it asks."""
-    protocol = read_measured(out).get("protocol", {})
-    if not protocol or not read_json(out / "summary.json"):
+def folder_of(out: Path, cell: Cell) -> Path:
+    """Return the folder of a run of a study in ``out``."""
+    return out / "runs" / cell.name
+
+
+def is_done(study: Study, cell: Cell, folder: Path) -> bool:
+    """Say whether a folder has all that a study asks of a run, measured as it asks."""
+    there = read_measured(folder).get("protocol", {})
+    if not there or not read_json(folder / "summary.json"):
         return False
-    wanted = order.protocol()
-    same = all(protocol.get(name) == wanted[name] for name in ("train_images", "val_images"))
-    more = set(protocol["groups"]) >= set(wanted["groups"])
-    return same and more and wanted["random_weights"] in ("", protocol.get("random_weights"))
+    wanted = _protocol(study, cell)
+    same = all(there.get(name) == wanted[name] for name in ("train_images", "val_images"))
+    more = set(there["groups"]) >= set(wanted["groups"])
+    return same and more and wanted["random_weights"] in ("", there.get("random_weights"))
 
 
-def read_measured(out: Path) -> dict[str, Any]:
+def _protocol(study: Study, cell: Cell) -> dict[str, Any]:
+    """Return what the measures of a run depend on besides its backbone."""
+    config = study.config(cell.policy, cell.seed)
+    return {
+        "groups": sorted(study.measures),
+        "train_images": config.knn_train,
+        "val_images": config.knn_val,
+        "random_weights": "initial" if cell.policy == study.baseline else "",
+    }
+
+
+def read_measured(folder: Path) -> dict[str, Any]:
     """Return what was measured in a run's folder; nothing where that is missing or damaged."""
-    found = read_json(out / MEASURED)
+    found = read_json(folder / "measured.json")
     try:
         whole = isinstance(found["protocol"]["groups"], list)
         for name in ("policy", *(["random"] if "random" in found else [])):
@@ -112,23 +112,136 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read an order from the standard input and carry it out.
+# --- What a run must agree on with an earlier one in its folder
+
+
+def data_identity(study: Study) -> str:
+    """Return what tells a study's images from others, wherever they lie: their classes, in order.
+
+    Raises:
+        ValueError: data that cannot be read.
+        OSError: a file that is not there.
+    """
+    if not study.real:
+        return ""  # the scenes are all in the settings
+    cell = study.cells()[0]
+    config = study.config(cell.policy, cell.seed)
+    images, _ = open_images(config, config.image_size)
+    hashed = hashlib.sha256()
+    for labels in (images.train_labels, images.val_labels):
+        hashed.update(f"{len(labels)} ".encode() + np.asarray(labels, dtype="<i8").tobytes())
+    return hashed.hexdigest()[:16]
+
+
+def identity(study: Study, cell: Cell, images: str) -> dict[str, Any]:
+    """Return the settings, policy and images that make the result of a run, as JSON knows them."""
+    config, policy = study.recipe(cell.policy, cell.seed)
+    values = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in _WITHOUT_EFFECT
+    }
+    # The policy is what is drawn, however the settings put it; data may be moved.
+    for name in ("policy", "masker", "preset"):
+        values.pop(name)
+    return {**values, "policy": repr(policy), "images": images}
+
+
+def write_identity(study: Study, cell: Cell, images: str, folder: Path) -> None:
+    """Make a run's folder, and write down what the run is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(identity(study, cell, images), indent=1)
+    write_durably(text + "\n", folder / "cell.json")
+
+
+def check_unchanged(study: Study, out: Path, images: str | None = None) -> None:
+    """Refuse a study whose runs in ``out`` were begun with other settings.
+
+    A run that ended before it had a checkpoint was not begun.
 
     Args:
-        argv: the study's Python file, if it is one; None is the command line's.
+        study: whose runs.
+        out: its folder.
+        images: what tells its data from others; None does not compare that.
 
-    Returns:
-        0; 1 where it failed, with a sentence in the log's last line; 128 and the signal's number
-        where a signal stopped it.
+    Raises:
+        ValueError: names what was different, of the first such run.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    for cell in study.cells():
+        folder = folder_of(out, cell)
+        path = folder / "cell.json"
+        begun = checkpoint_files(folder) or (folder / "summary.json").exists()
+        if not path.is_file() or not begun:
+            continue
+        was, now = read_json(path), identity(study, cell, images or "")
+        if not was:
+            raise ValueError(f"{path} is damaged. Remove {folder} to do it anew.")
+        if images is None:
+            now.pop("images")
+        changed = [
+            f"{name} was {was.get(name)!r} and is {value!r}"
+            for name, value in now.items()
+            if was.get(name) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"the run in {folder} was begun with other settings: {'; '.join(changed)}. Choose "
+                "another folder by --out, or remove that one to do it anew."
+            )
+
+
+# --- The process of a run
+
+
+def carry_out(request: RunRequest) -> None:
+    """Train if that is not done, measure, and write both into the run's folder."""
+    study, cell, folder, device, workers = request
+    config, policy = study.recipe(cell.policy, cell.seed)
+    config = dataclasses.replace(
+        config, out=folder, device=device, auto_resume=True,
+        workers=workers if config.workers is None else config.workers,
+    )  # fmt: skip
+    with hold_folder(folder):  # while it is measured, too
+        if not read_json(folder / "summary.json"):
+            run_job(config, policy)
+        images, training = open_images(config, config.image_size)
+
+        def measured(backbone: Any) -> dict[str, Any]:
+            return measure(
+                backbone, images, config.image_size, groups=study.measures,
+                train_limit=config.knn_train, val_limit=config.knn_val,
+            ).to_json()  # fmt: skip
+
+        vit = load_backbone(folder).to(start_processes(config.device).device)
+        content = {"protocol": _protocol(study, cell), "policy": measured(vit)}
+        if content["protocol"]["random_weights"]:
+            # The run's own start: the weights that all policies of this seed begin with.
+            content["random"] = measured(Trainer(config, training, policy).teacher.backbone)
+        write_durably(json.dumps(content, indent=1) + "\n", folder / "measured.json")
+
+
+def part_done(folder: Path, config: JobConfig) -> float:
+    """Return the share of a run's training that its log of metrics shows."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - 4096, 0))
+            last = json.loads(file.read().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    shares = [last.get("epoch", 0.0) / config.epochs]
+    if config.max_steps:
+        shares.append(last.get("step", 0) / config.max_steps)
+    return float(min(max(shares), 0.99))
+
+
+def main(arguments: list[str]) -> int:
+    """Read a request from the standard input, carry it out, and return the exit code."""
     _end_with_parent()
     try:
-        if arguments:  # the order may hold classes that the study defines
+        if arguments:  # the request may hold classes that the study's file defines
             load_study_module(Path(arguments[0]))
-        order: Order = pickle.loads(sys.stdin.buffer.read())
-        carry_out(order)
+        carry_out(pickle.loads(sys.stdin.buffer.read()))
     except TrainingInterrupted as error:
         print(f"stopped: {error}", flush=True)
         return error.exit_code
@@ -140,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc(file=sys.stdout)
         kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
         print(f"error: {kind}{error}".replace("\n", " "), flush=True)
-        return 1
+        return HELD if isinstance(error, BlockingIOError) else 1
     return 0
 
 
@@ -156,11 +269,5 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def with_folder(order: Order, out: Path, device: str) -> Order:
-    """Return an order with its run's folder and device."""
-    config = dataclasses.replace(order.config, out=out, device=device, auto_resume=True)
-    return dataclasses.replace(order, config=config)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

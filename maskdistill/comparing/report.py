@@ -21,7 +21,7 @@ from torch import Tensor
 
 from maskdistill import presets
 from maskdistill.comparing.results import (
-    Difference,
+    PairedDifference,
     Results,
     RunResult,
     gather,
@@ -49,7 +49,8 @@ from maskdistill.plotting import (
     plot_training_bands,
     style,
 )
-from maskdistill.policies import ViewPolicy
+from maskdistill.plotting.masks import view_name
+from maskdistill.policies import ViewMasks, ViewPolicy
 from maskdistill.training.job import JobConfig, open_images, saved_config
 
 _THUMB = 192  # pixels, twice those on the page
@@ -63,7 +64,7 @@ class Plot:
     """A plot for light pages and for dark ones.
 
     Attributes:
-        light: ``data:`` address.
+        light: ``data:`` URL.
         dark: the same plot, for a dark page.
         title: what it shows.
     """
@@ -78,91 +79,110 @@ class SheetRow(NamedTuple):
 
     Attributes:
         title: of the row.
-        images: ``data:`` addresses; None is a view that is not seen.
+        images: ``data:`` URLs; None is a view that is not seen.
     """
 
     title: str
     images: tuple[str | None, ...]
 
 
-def plot_twice(draw: Callable[[], Any], title: str = "") -> Plot:
-    """Draw a figure as SVG, once for light pages and once for dark ones."""
+# --- Plots
+
+
+def plot_twice(plot: Callable[[], Any], title: str) -> Plot:
+    """Return a figure as SVG, once for light pages and once for dark ones."""
     found = []
     for page in (style.light, style.dark):
         with page():
             written = io.BytesIO()
-            draw().savefig(written, format="svg")
-            found.append(_address(written.getvalue(), "image/svg+xml"))
+            plot().savefig(written, format="svg")
+            found.append(_data_url(written.getvalue(), "image/svg+xml"))
     return Plot(found[0], found[1], title)
 
 
 def training_plots(results: Results) -> list[Plot]:
-    """Draw k-NN accuracy and loss over training, with bands over seeds."""
+    """Return k-NN accuracy and loss over training, with bands over seeds."""
     order = list(results.study.policies)
-    policies = [policy for policy in order if results.of(policy)]
-    accuracy = {p: [_with_start(run) for run in results.of(p)] for p in policies}
     pixels = [run.summary["knn_raw_pixels"] for run in results.done]
     floors = {"raw pixels": sum(pixels) / len(pixels)}
-    losses: dict[str, list[Any]] = {}
-    for policy in policies:  # a run of very few steps, or of no finite loss, has no line of it
-        there = [list(r.metrics) for r in results.of(policy) if any("loss" in m for m in r.metrics)]
-        if there:
-            losses[policy] = there
-    draw = partial(plot_training_bands, accuracy, "knn", floors=floors, order=order)
-    plots = [plot_twice(draw, "20-NN accuracy over training")]
+    accuracy = {name: list(map(_with_start, runs)) for name in order if (runs := results.of(name))}
+    plots = [
+        plot_twice(
+            partial(plot_training_bands, accuracy, "knn", floors=floors, order=order),
+            "20-NN accuracy over training",
+        )
+    ]
+    # A run of very few steps, or of no finite loss, has no line of it.
+    losses = _per_policy(
+        results, lambda run: run.metrics if any("loss" in m for m in run.metrics) else None
+    )
     if losses:
-        draw = partial(plot_training_bands, losses, "loss", order=order)
-        plots.append(plot_twice(draw, "Loss over training"))
+        plot = partial(plot_training_bands, losses, "loss", order=order)
+        plots.append(plot_twice(plot, "Loss over training"))
     return plots
 
 
 def robustness_plots(results: Results) -> list[Plot]:
-    """Draw accuracy under each kind of occlusion that was measured."""
-    order = list(results.study.policies)
+    """Return accuracy under each kind of occlusion that was measured."""
+    kinds = {
+        "random": "random patches",
+        "salient": "patches of the object first",
+        "background": "patches of the background first",
+    }
     plots = []
-    for kind, words in (
-        ("random", "random patches"),
-        ("salient", "patches of the object first"),
-        ("background", "patches of the background first"),
-    ):
+    for kind, words in kinds.items():
         name = f"occlusion_{kind}"
-        curves: dict[str, list[Any]] = {}
-        for policy in order:
-            there = [r.measured.curves[name] for r in results.of(policy)
-                     if r.measured and name in r.measured.curves]  # fmt: skip
-            if there:
-                curves[policy] = there
+        curves = _per_policy(results, lambda run: run.measured and run.measured.curves.get(name))  # noqa: B023
         if curves:
-            draw = partial(plot_occlusion, curves, label="20-NN accuracy (%)", order=order)
-            plots.append(plot_twice(draw, f"Occlusion of {words}"))
+            plot = partial(
+                plot_occlusion,
+                curves,
+                label="20-NN accuracy (%)",
+                order=list(results.study.policies),
+            )
+            plots.append(plot_twice(plot, f"Occlusion of {words}"))
     return plots
 
 
+def _per_policy(results: Results, of: Callable[[RunResult], Any]) -> dict[str, list[Any]]:
+    """Return something of the runs of each policy that have it, by policy."""
+    found = {
+        policy: [value for run in results.of(policy) if (value := of(run))]
+        for policy in results.study.policies
+    }
+    return {policy: values for policy, values in found.items() if values}
+
+
+def _with_start(run: RunResult) -> list[dict[str, Any]]:
+    """Return the k-NN accuracies of a run, from its random weights on."""
+    start = {"step": 0, "knn": run.summary["knn_random_init"]}
+    return [start, *(dict(line) for line in run.metrics if "knn" in line)]
+
+
 def forest_plot(results: Results) -> Plot | None:
-    """Draw the differences to the baseline in the tested measures, with their intervals."""
+    """Return the differences to the baseline in the tested measures, with their intervals."""
     if not results.claims:
         return None
     differences: dict[str, dict[str, Sequence[float]]] = {}
-    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    intervals: dict[str, dict[str, tuple[float | None, float | None]]] = {}
     # Those in per cent share an axis, so they come first.
     for claim in sorted(results.claims, key=lambda c: MEASURES[c.measure].unit != "%"):
-        mean, low, high = claim.interval
+        _, low, high = claim.interval
         differences.setdefault(claim.policy, {})[claim.measure] = claim.values
-        ends = (mean if low is None else low, mean if high is None else high)
-        intervals.setdefault(claim.policy, {})[claim.measure] = ends
+        intervals.setdefault(claim.policy, {})[claim.measure] = (low, high)
     of = {name: MEASURES[name] for name in results.study.tested}
-    return plot_twice(
-        lambda: plot_intervals(
-            differences,
-            intervals,
-            baseline=str(results.study.baseline),
-            titles={name: measure.title for name, measure in of.items()},
-            units={name: measure.unit for name, measure in of.items()},
-            better={name: measure.better for name, measure in of.items()},
-            order=list(results.study.policies),
-        ),
-        "Differences to the baseline",
-    )
+    plot = partial(
+        plot_intervals, differences, intervals,
+        baseline=str(results.study.baseline),
+        titles={name: measure.title for name, measure in of.items()},
+        units={name: measure.unit for name, measure in of.items()},
+        better={name: measure.better for name, measure in of.items()},
+        order=list(results.study.policies),
+    )  # fmt: skip
+    return plot_twice(plot, "Differences to the baseline")
+
+
+# --- Pictures of attention and masks
 
 
 class ReportImages:
@@ -187,22 +207,16 @@ class ReportImages:
         self.images = images
         self.config: JobConfig = saved_config(next(iter(self.runs.values())).folder)
         self.judge = Judge(images, self.config.image_size, knn_train=1, knn_val=self.config.knn_val)
-        self._lossless = self.config.image_size <= 64
 
     def backbone(self, policy: str) -> MaskedViT:
         """Return the trained backbone of a policy, on the CPU."""
         return load_backbone(self.runs[policy].folder).eval()
 
     def picture(self, pixels: Any) -> str:
-        """Return the address of a picture: exact for small images, in WebP for photographs."""
-        image, written = Image.fromarray(np.asarray(pixels)), io.BytesIO()
-        if self._lossless:
-            image.save(written, format="PNG", optimize=True)
-            return _address(written.getvalue(), "image/png")
-        image.save(written, format="WEBP", quality=88, method=6)
-        return _address(written.getvalue(), "image/webp")
-
-    # --- Attention
+        """Return the URL of a picture: exact for small images, in WebP for photographs."""
+        if self.config.image_size <= 64:
+            return _picture_url(pixels, format="PNG", optimize=True)
+        return _picture_url(pixels, format="WEBP", quality=88, method=6)
 
     def attention(self) -> tuple[list[SheetRow], bool] | None:
         """Return rows of attention, and whether objects are outlined; None without attention."""
@@ -210,12 +224,18 @@ class ReportImages:
         pixels = self.judge.pixels(shown)
         masks = self.images.val_masks
         outlines = None if masks is None else torch.from_numpy(masks[shown])
-        models: dict[str, MaskedViT] = {}
-        first = next(iter(self.runs))
-        models["random weights"] = reinitialised(self.backbone(first), self.seed)
-        models.update({policy: self.backbone(policy) for policy in self.runs})
-        rows = [SheetRow("image", tuple(self.picture(self._plain(image)) for image in pixels))]
-        for name, vit in models.items():
+        backbones = {policy: self.backbone(policy) for policy in self.runs}
+        first = self.backbone(next(iter(self.runs)))
+        rows = [
+            SheetRow(
+                "image",
+                tuple(
+                    self.picture(masked_pixels(image, None, (1, 1), size=_THUMB))
+                    for image in pixels
+                ),
+            )
+        ]
+        for name, vit in {"random weights": reinitialised(first, self.seed), **backbones}.items():
             try:
                 with torch.no_grad():
                     maps = vit.eval().attention(normalize(pixels)).mean(dim=1)
@@ -229,113 +249,88 @@ class ReportImages:
                 )
                 for i in range(len(shown))
             ]  # fmt: skip
-            rows.append(SheetRow(name, tuple(self.picture(one) for one in pictures)))
+            rows.append(SheetRow(name, tuple(map(self.picture, pictures))))
         return rows, outlines is not None
 
-    def _plain(self, image: Tensor) -> Any:
-        return masked_pixels(image, None, (1, 1), size=_THUMB)
-
-    # --- Masks
-
-    def masks(self, policy: str) -> tuple[list[str], list[SheetRow]]:
+    def masks(self, name: str) -> tuple[list[str], list[SheetRow]]:
         """Return titles of columns, and rows of what each role sees of an image's views."""
-        crops, boxes, flipped = self._crops()
-        drawn_from = self.results.study.policy(policy)
-        vit = self.backbone(policy)
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "report masks"))
-        masks = self._draw(drawn_from, vit, crops, boxes, flipped, 1, generator)
-        often: dict[str, Tensor] = {}
-        for _ in range(_DRAWS // _AT_ONCE):  # some maskers compare all patches of all images
-            part = self._draw(drawn_from, vit, crops, boxes, flipped, _AT_ONCE, generator)
-            for role in ("student", "teacher"):
-                first = getattr(part, role)[0]
-                if first is not None:
-                    often[role] = often.get(role, 0) + first.float().sum(dim=0) / _DRAWS
-        views = min(len(crops), drawn_from.global_crops + _LOCAL)
-        names = [
-            f"global {i + 1}" if i < drawn_from.global_crops
-            else f"local {i + 1 - drawn_from.global_crops}"
-            for i in range(views)
-        ]  # fmt: skip
-        rows = []
-        for role in ("student", "teacher"):
-            own = getattr(masks, role)
-            pictures = [self._seen(crops, own, vit, view) for view in range(views)]
-            probability = None
-            if role in often:
-                grid = vit.grid(*crops[0].shape[-2:])
-                probability = self.picture(
-                    attention_pixels(None, often[role], grid, scale=1.0, size=_THUMB)
-                )
-            rows.append(SheetRow(role, (*pictures, probability)))
-        return [*names, "how often"], rows
-
-    def _seen(
-        self, crops: list[Tensor], masks: Sequence[Tensor | None], vit: MaskedViT, view: int
-    ) -> str | None:
-        if view >= len(masks):
-            return None
-        mask, crop = masks[view], crops[view]
-        drawn = masked_pixels(
-            crop[0], None if mask is None else mask[0], vit.grid(*crop.shape[-2:]), size=_THUMB
-        )
-        return self.picture(drawn)
-
-    def _crops(self) -> tuple[list[Tensor], Tensor, Tensor]:
         c = self.config
         assert c.local_size is not None
         cut = MultiCrop(c.image_size, c.local_size, c.local_crops, c.global_scale, c.local_scale)
         image = self.images.val[self.judge.shown[0]][0]
-        return tuple(cut.cut([image], torch.tensor([derive_seed(self.seed, "report views")])))  # type: ignore[return-value]
-
-    def _draw(
-        self,
-        policy: ViewPolicy,
-        vit: MaskedViT,
-        crops: list[Tensor],
-        boxes: Tensor,
-        flipped: Tensor,
-        count: int,
-        generator: torch.Generator,
-    ) -> Any:
-        signals: dict[str, Any] = {}
-        if "attention" in policy.needs:
-            with torch.no_grad():
-                signals["attention"] = [
-                    _repeated(vit.attention(normalize(crop)).mean(dim=1), count)
-                    for crop in crops[: policy.global_crops]
-                ]
-        return policy(
-            [_repeated(crop, count) for crop in crops],
-            vit.patch_size,
-            generator=generator,
-            progress=1.0,  # schedules have come to their end
-            boxes=_repeated(boxes, count),
-            flipped=_repeated(flipped, count),
-            **signals,
+        crops, boxes, flipped = cut.cut(
+            [image], torch.tensor([derive_seed(self.seed, "report views")])
         )
+        policy, vit = self.results.study.policy(name), self.backbone(name)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "report masks"))
+
+        def draw(count: int) -> ViewMasks:
+            """Draw masks for so many copies of the views."""
+
+            def copies(tensor: Tensor) -> Tensor:
+                return tensor.expand(count, *tensor.shape[1:])
+
+            signals: dict[str, Any] = {}
+            if "attention" in policy.needs:
+                with torch.no_grad():
+                    signals["attention"] = [
+                        copies(vit.attention(normalize(crop)).mean(dim=1))
+                        for crop in crops[: policy.global_crops]
+                    ]
+            return policy(
+                list(map(copies, crops)),
+                vit.patch_size,
+                generator=generator,
+                progress=1.0,  # schedules have come to their end
+                boxes=copies(boxes),
+                flipped=copies(flipped),
+                **signals,
+            )
+
+        one = draw(1)
+        # Some maskers compare all patches of all images, so the draws come in parts.
+        many = [draw(_AT_ONCE) for _ in range(_DRAWS // _AT_ONCE)]
+        views = min(len(crops), policy.global_crops + _LOCAL)
+        rows = []
+        for role in ("student", "teacher"):
+            seen: list[str | None] = [None] * views
+            for view, mask in enumerate(getattr(one, role)[:views]):
+                crop = crops[view]
+                seen[view] = self.picture(
+                    masked_pixels(
+                        crop[0], None if mask is None else mask[0], vit.grid(*crop.shape[-2:]),
+                        size=_THUMB,
+                    )
+                )  # fmt: skip
+            hidden = [getattr(masks, role)[0] for masks in many]
+            probability = None
+            if hidden[0] is not None:
+                chance = torch.cat(hidden).float().mean(dim=0)
+                grid = vit.grid(*crops[0].shape[-2:])
+                probability = self.picture(
+                    attention_pixels(None, chance, grid, scale=1.0, size=_THUMB)
+                )
+            rows.append(SheetRow(role, (*seen, probability)))
+        return [*(view_name(i, policy.global_crops) for i in range(views)), "how often"], rows
 
 
 def colour_scale() -> str:
     """Return a bar of the colours of attention, from none to most."""
     bar = attention_pixels(None, torch.arange(256) / 255, (1, 256), look="map", size=(8, 256))
+    return _picture_url(bar, format="PNG")
+
+
+def _picture_url(pixels: Any, **options: Any) -> str:
     written = io.BytesIO()
-    Image.fromarray(bar).save(written, format="PNG")
-    return _address(written.getvalue(), "image/png")
+    Image.fromarray(np.asarray(pixels)).save(written, **options)
+    return _data_url(written.getvalue(), f"image/{options['format'].lower()}")
 
 
-def _repeated(tensor: Tensor, count: int) -> Tensor:
-    return tensor.expand(count, *tensor.shape[1:])
-
-
-def _with_start(run: RunResult) -> list[dict[str, Any]]:
-    start = {"step": 0, "knn": run.summary["knn_random_init"]}
-    return [start, *(dict(line) for line in run.metrics if "knn" in line)]
-
-
-def _address(content: bytes, kind: str) -> str:
+def _data_url(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
+
+# --- The page
 
 _NOTHING = "\u2013"  # in a cell of a table
 _LISTED = 6  # seeds
@@ -393,14 +388,14 @@ def _content(results: Results) -> dict[str, Any]:
         ],
         "claims": _claims(results),
         "how_tested": _how_tested(results),
-        "no_claims": _no_claims(results),
         "scenes": not study.real,
         "confidence": f"{100 * study.confidence:.3g} %",
         "level": f"{1 - study.confidence:.2g}",
         "tests": results.tests,
         "seeds": ", ".join(map(str, study.seeds)) if 1 < len(study.seeds) <= _LISTED else "",
         "baseline": study.baseline,
-        "policies": [_policy(results, name) for name in study.policies if results.of(name)],
+        "policies": [name for name in study.policies if results.of(name)],
+        "colours": {name: f"var(--line-{i})" for i, name in enumerate(study.policies)},
         "random": any(run.random is not None for run in results.done),
         "line_colours": _line_colours(results),
         "table": _table(results),
@@ -408,7 +403,7 @@ def _content(results: Results) -> dict[str, Any]:
         "differences": [_difference(claim) for claim in results.claims],
         "forest": forest_plot(results),
         "curves": training_plots(results),
-        "losses": len(study.policies) > 1,
+        "alone": len(study.policies) == 1,
         "robustness": robustness_plots(results),
         "attention": pictures and attention and {
             "seed": pictures.seed,
@@ -422,7 +417,14 @@ def _content(results: Results) -> dict[str, Any]:
         "study_toml": study_toml(results),
         "in_python": any(isinstance(own, ViewPolicy) for own in study.policies.values()),
         "shared_settings": _shared_settings(results.done),
-        "runs": [_run(run) for run in results.runs],
+        "runs": [
+            {
+                "name": run.cell.name,
+                "note": "" if run.measured is not None else run.outcome.state,
+                "config": json.dumps(_public(run.config), indent=1),
+            }
+            for run in results.runs
+        ],
     }  # fmt: skip
     titles = {
         "answer": "In short", "table": "All measures", "differences": "Differences",
@@ -491,24 +493,6 @@ def _how_tested(results: Results) -> str:
     return f"{text}."
 
 
-def _no_claims(results: Results) -> str:
-    if len(results.study.policies) == 1:
-        return "There is one policy, so there is nothing to compare it with."
-    return "The study names no claims, so nothing was tested."
-
-
-def _policy(results: Results, name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "colour": _colour(results, name),
-        "baseline": name == results.study.baseline,
-    }
-
-
-def _colour(results: Results, name: str) -> str:
-    return f"var(--line-{list(results.study.policies).index(name)})"
-
-
 def _line_colours(results: Results) -> list[tuple[str, str]]:
     """Return the colour of each policy's line in plots, on light pages and on dark ones."""
     with style.light():
@@ -532,7 +516,6 @@ def _table(results: Results) -> list[dict[str, Any]]:
                 "title": measure.title + unit,
                 "tested": name in results.study.tested,
                 "better": measure.better,
-                "href": None,
                 "cells": [_cell(results, values, name) for values in columns],
             }
         )
@@ -563,7 +546,7 @@ def _skipped(results: Results) -> str:
     return "; ".join(f"{name}: {why}" for name, why in found.items())
 
 
-def _difference(claim: Difference) -> dict[str, str]:
+def _difference(claim: PairedDifference) -> dict[str, str]:
     low, high = claim.interval.low, claim.interval.high
     mean = shown_difference(claim.interval.mean, claim.measure)
     interval = _NOTHING
@@ -589,7 +572,6 @@ def _gallery(results: Results, pictures: ReportImages) -> dict[str, Any]:
         policies.append(
             {
                 "name": name,
-                "colour": _colour(results, name),
                 "text": ViewPolicy.__str__(results.study.policy(name)),
                 "note": _objective_note(results.study.policy(name)),
                 "columns": columns,
@@ -645,18 +627,15 @@ def _cost_note(results: Results) -> str:
 
 def _shared_settings(runs: Sequence[RunResult]) -> list[tuple[str, str]]:
     """Return the settings that all runs have in common, as they were written down."""
-    first, rest = runs[0].config, runs[1:]
     return [
         (name, json.dumps(value))
-        for name, value in first.items()
-        if name not in _LEFT_OUT and all(run.config.get(name) == value for run in rest)
+        for name, value in _public(runs[0].config).items()
+        if all(run.config.get(name) == value for run in runs)
     ]
 
 
-def _run(run: RunResult) -> dict[str, str]:
-    config = {name: value for name, value in run.config.items() if name not in _LEFT_OUT}
-    note = "" if run.measured is not None else run.outcome.state
-    return {"name": run.cell.name, "note": note, "config": json.dumps(config, indent=1)}
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in _LEFT_OUT}
 
 
 def study_toml(results: Results) -> str:
@@ -688,6 +667,9 @@ def _toml(value: Any) -> str:
 
 def _key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+
+
+# --- From a study to its report
 
 
 def compare(

@@ -18,12 +18,20 @@ import numpy as np
 import torch
 
 import maskdistill
-from maskdistill.comparing.one_run import Order, is_done, read_json, read_measured
-from maskdistill.comparing.running import Outcome, check_unchanged, folder_of, orders
+from maskdistill.comparing.one_run import (
+    check_unchanged,
+    folder_of,
+    is_done,
+    read_json,
+    read_measured,
+)
+from maskdistill.comparing.running import Outcome
 from maskdistill.comparing.study import Cell, Study
 from maskdistill.data.writing import write_durably
 from maskdistill.evaluation.measures import MEASURES, Measured
 from maskdistill.training.logging import read_metrics
+
+# --- Means, tests and verdicts
 
 Verdict = Literal["better", "worse", "not distinguishable", "cannot be said"]
 
@@ -62,7 +70,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     """
     from scipy import stats
 
-    found = _checked(values)
+    found = _finite_array(values)
     mean = float(found.mean())
     if len(found) < 2:
         return Interval(mean, None, None)
@@ -89,11 +97,20 @@ def paired_p(differences: Sequence[float]) -> float | None:
     """
     from scipy import stats
 
-    found = _checked(differences)
+    found = _finite_array(differences)
     # Equal to rounding: accuracies are multiples of 1 / images, and so are their differences.
     if len(found) < 2 or float(np.ptp(found)) <= 1e-9 * max(1.0, float(np.abs(found).max())):
         return None
     return float(stats.ttest_1samp(found, 0.0).pvalue)
+
+
+def _finite_array(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    found = np.asarray(values, dtype=np.float64)
+    if not len(found):
+        raise ValueError("a mean needs at least one value; got none.")
+    if not np.isfinite(found).all():
+        raise ValueError(f"values must be finite; got {list(values)}.")
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -120,7 +137,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """A policy against the baseline in one measure.
 
     Attributes:
@@ -156,13 +173,7 @@ def judge(p: float | None, mean: float, *, higher_is_better: bool, level: float)
     return "better" if (mean > 0) == higher_is_better else "worse"
 
 
-def _checked(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    found = np.asarray(values, dtype=np.float64)
-    if not len(found):
-        raise ValueError("a mean needs at least one value; got none.")
-    if not np.isfinite(found).all():
-        raise ValueError(f"values must be finite; got {list(values)}.")
-    return found
+# --- The results of a study
 
 
 @dataclass(frozen=True)
@@ -216,12 +227,12 @@ class Results:
     def values(self, policy: str, measure: str) -> dict[int, float]:
         """Return what the runs of a policy have of a measure, by seed."""
         found = {run.cell.seed: run.measured for run in self.of(policy)}
-        return _finite(found, measure)
+        return _by_seed(found, measure)
 
     def random_values(self, measure: str) -> dict[int, float]:
         """Return what the models with random weights have of a measure, by seed."""
         found = {run.cell.seed: run.random for run in self.done if run.random is not None}
-        return _finite(found, measure)
+        return _by_seed(found, measure)
 
     @cached_property
     def measures(self) -> tuple[str, ...]:
@@ -236,7 +247,7 @@ class Results:
         return mean_interval(values, self.study.confidence) if values else None
 
     @cached_property
-    def differences(self) -> tuple[Difference, ...]:
+    def differences(self) -> tuple[PairedDifference, ...]:
         """Every policy against the baseline in every measure; claims have a verdict."""
         found = [
             difference
@@ -247,21 +258,19 @@ class Results:
         ]
         tested = [d for d in found if d.measure in self.study.tested]
         # All planned tests count: what cannot be tested must not make the others' claims easier.
-        untested = [1.0] * (self.tests - len(tested))
-        corrected = holm([*(1.0 if d.p is None else d.p for d in tested), *untested])
-        by_claim = {id(d): p for d, p in zip(tested, corrected, strict=False)}
-        return tuple(
-            dataclasses.replace(d, corrected=by_claim[id(d)], verdict=self._verdict(d, by_claim))
-            if id(d) in by_claim
-            else d
-            for d in found
-        )
+        p_values = [1.0 if d.p is None else d.p for d in tested]
+        corrected = holm([*p_values, *[1.0] * (self.tests - len(tested))])
+        claims = {
+            (d.policy, d.measure): dataclasses.replace(d, corrected=p, verdict=self._verdict(d, p))
+            for d, p in zip(tested, corrected, strict=False)
+        }
+        return tuple(claims.get((d.policy, d.measure), d) for d in found)
 
-    def _verdict(self, difference: Difference, corrected: Mapping[int, float]) -> Verdict:
+    def _verdict(self, difference: PairedDifference, corrected: float) -> Verdict:
         if len(difference.seeds) < 2:
             return "cannot be said"
         return judge(
-            None if difference.p is None else corrected[id(difference)],
+            None if difference.p is None else corrected,
             difference.interval.mean,
             higher_is_better=MEASURES[difference.measure].better == "higher",
             level=1 - self.study.confidence,
@@ -294,18 +303,18 @@ class Results:
         return "no seed has it of both."
 
     @property
-    def claims(self) -> tuple[Difference, ...]:
+    def claims(self) -> tuple[PairedDifference, ...]:
         """The differences that are tested."""
         return tuple(d for d in self.differences if d.verdict is not None)
 
-    def _difference(self, policy: str, measure: str) -> Difference | None:
+    def _difference(self, policy: str, measure: str) -> PairedDifference | None:
         ours, theirs = self.values(policy, measure), self.values(str(self.study.baseline), measure)
         seeds = tuple(seed for seed in ours if seed in theirs)
         if not seeds:
             return None
         values = tuple(ours[seed] - theirs[seed] for seed in seeds)
         interval = mean_interval(values, self.study.confidence)
-        return Difference(policy, measure, values, seeds, interval, paired_p(values))
+        return PairedDifference(policy, measure, values, seeds, interval, paired_p(values))
 
     def plain(self) -> dict[str, Any]:
         """Return all of it as JSON knows it."""
@@ -366,40 +375,40 @@ def gather(study: Study, out: Path, outcomes: Mapping[Cell, Outcome] | None = No
         ValueError: runs in ``out`` were made with other settings.
     """
     check_unchanged(study, out)
-    return Results(
-        study,
-        out,
-        tuple(
-            _read(folder_of(out, cell), cell, order, outcomes or {})
-            for cell, order in orders(study).items()
-        ),
-    )
+    runs = [
+        _run_result(study, cell, folder_of(out, cell), outcomes or {}) for cell in study.cells()
+    ]
+    return Results(study, out, tuple(runs))
 
 
-def _read(folder: Path, cell: Cell, order: Order, outcomes: Mapping[Cell, Outcome]) -> RunResult:
-    there, groups = is_done(folder, order), set(order.groups)
-    measured = read_measured(folder) if there else {}
-    outcome = Outcome("done") if there else Outcome("missing", "not run to its end")
-    found = {name: _only(Measured.from_json(measured[name]), groups)
-             for name in ("policy", "random") if name in measured}  # fmt: skip
+def _run_result(
+    study: Study, cell: Cell, folder: Path, outcomes: Mapping[Cell, Outcome]
+) -> RunResult:
+    done = is_done(study, cell, folder)
+    there = Outcome("done") if done else Outcome("missing", "not run to its end")
+    found = read_measured(folder) if done else {}
+
+    def measured(name: str) -> Measured | None:
+        """Return what the study asks for, without groups that were measured beyond."""
+        if name not in found:
+            return None
+        of = Measured.from_json(found[name])
+        asked = {n: v for n, v in of.values.items() if MEASURES[n].group in study.measures}
+        return dataclasses.replace(of, values=asked)
+
     return RunResult(
         cell,
         folder,
-        outcomes.get(cell, outcome),
-        found.get("policy"),
-        found.get("random"),
-        read_json(folder / "summary.json") if there else {},
+        outcomes.get(cell, there),
+        measured("policy"),
+        measured("random"),
+        read_json(folder / "summary.json") if done else {},
         read_json(folder / "config.json"),
         read_metrics(folder / "metrics.jsonl"),
     )
 
 
-def _only(measured: Measured, groups: set[str]) -> Measured:
-    """Leave out the groups that an earlier version of the study had measured too."""
-    return dataclasses.replace(
-        measured,
-        values={n: v for n, v in measured.values.items() if MEASURES[n].group in groups},
-    )
+# --- Words and numbers for people
 
 
 def shown(value: float, measure: str, *, signed: bool = False, unit: bool = True) -> str:
@@ -434,7 +443,7 @@ def sentences(results: Results) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
 
 
-def claim_words(results: Results, claim: Difference) -> tuple[str, str, str]:
+def claim_words(results: Results, claim: PairedDifference) -> tuple[str, str, str]:
     """Return what a claim's test found: the verdict, of what, and the numbers."""
     study, n = results.study, len(claim.seeds)
     of = f"{claim.policy} against {study.baseline} in {MEASURES[claim.measure].title}."
@@ -470,6 +479,9 @@ def p_shown(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
+# --- Forms on disk
+
+
 def versions() -> dict[str, str]:
     """Return the versions that results depend on."""
     return {
@@ -487,23 +499,23 @@ def _plain_run(run: RunResult) -> dict[str, Any]:
         "folder": run.folder.name,
         "state": run.outcome.state,
         "message": run.outcome.message,
-        "measured": None if run.measured is None else _finite_only(run.measured.to_json()),
-        "random": None if run.random is None else _finite_only(run.random.to_json()),
+        "measured": None if run.measured is None else _null_if_not_finite(run.measured.to_json()),
+        "random": None if run.random is None else _null_if_not_finite(run.random.to_json()),
         **{name: run.summary.get(name) for name in speed},
         "config": dict(run.config),
     }
 
 
-def _finite_only(found: Any) -> Any:
+def _null_if_not_finite(found: Any) -> Any:
     """Put None, which JSON knows, in the place of numbers that are not finite."""
     if isinstance(found, dict):
-        return {name: _finite_only(value) for name, value in found.items()}
+        return {name: _null_if_not_finite(value) for name, value in found.items()}
     if isinstance(found, list):
-        return [_finite_only(value) for value in found]
+        return [_null_if_not_finite(value) for value in found]
     return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
-def _finite(found: Mapping[int, Measured | None], measure: str) -> dict[int, float]:
+def _by_seed(found: Mapping[int, Measured | None], measure: str) -> dict[int, float]:
     values = {s: m.values.get(measure, math.nan) for s, m in found.items() if m is not None}
     return {seed: value for seed, value in values.items() if math.isfinite(value)}
 

@@ -22,6 +22,11 @@ from maskdistill.evaluation.measures import DEFAULT_GROUPS, GROUPS, MEASURES
 from maskdistill.policies import ViewPolicy
 from maskdistill.training.job import MINI_IMAGENET, SCENES, JobConfig, recipe
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
 DEFAULT_CLAIMS = ("knn_20", "jaccard_best_head", "occlusion_random")
 
 # The comparison says these itself, of each run.
@@ -98,22 +103,25 @@ class Study:
                 )
         if not isinstance(self.question, str) or not self.question.strip():
             raise ValueError(f"question must be a sentence; got {self.question!r}.")
-        object.__setattr__(self, "seeds", tuple(self._sequence("seeds", int)))
-        object.__setattr__(self, "measures", tuple(self._sequence("measures", str)))
+        self._make_tuple("seeds", int)
+        self._make_tuple("measures", str)
         for group in self.measures:
             known(group, GROUPS, "group in measures")
         if self.claims is None:
-            object.__setattr__(self, "claims", tuple(filter(self._can_claim, DEFAULT_CLAIMS)))
-        object.__setattr__(self, "claims", tuple(self._sequence("claims", str)))
-        for seed in self.seeds:
-            if seed < 0:
-                raise ValueError(f"seeds must be ints >= 0; got {seed}.")
+            possible = [c for c in DEFAULT_CLAIMS if self._why_no_claim(c) is None]
+            object.__setattr__(self, "claims", possible)
+        self._make_tuple("claims", str)
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must be ints >= 0; got {min(self.seeds)}.")
         if self.baseline is None:
             object.__setattr__(self, "baseline", next(iter(self.policies)))
         if not isinstance(self.baseline, str):
             raise TypeError(f"baseline must be the name of a policy; got {self.baseline!r}.")
         known(self.baseline, self.policies, "baseline")
-        self._check_claims()
+        for claim in self.tested:
+            known(claim, MEASURES, "measure in claims")
+            if why := self._why_no_claim(claim):
+                raise ValueError(f"claims: {claim} {why}")
         if not isinstance(self.confidence, float) or not 0.5 <= self.confidence < 1:
             raise ValueError(f"confidence must lie in [0.5, 1); got {self.confidence!r}.")
         for name, own in self.policies.items():
@@ -146,30 +154,28 @@ class Study:
         """The measures that are claimed."""
         return tuple(self.claims or ())
 
-    def _can_claim(self, claim: str) -> bool:
-        measured = MEASURES[claim].group in self.measures
-        return measured and not (self.real and claim.startswith(_NEED_MASKS))
+    def _why_no_claim(self, claim: str) -> str | None:
+        """Return why a measure cannot be claimed, if so."""
+        of = MEASURES[claim]
+        if of.better is None:
+            return (
+                "is neither better nor worse when it is higher, so no claim can be tested with it. "
+                "Leave it out; the report shows it all the same."
+            )
+        if of.group not in self.measures:
+            return (
+                f"belongs to the group {of.group!r}, which is not in measures "
+                f"({', '.join(self.measures)}). Add it there."
+            )
+        if self.real and claim.startswith(_NEED_MASKS):
+            return (
+                "needs object masks, which data and shards do not have. Leave it out, and compare "
+                "the runs' attention by maskdistill attention --data MASKS."
+            )
+        return None
 
-    def _check_claims(self) -> None:
-        for claim in self.claims or ():
-            known(claim, MEASURES, "measure in claims")
-            if MEASURES[claim].better is None:
-                raise ValueError(
-                    f"claims: {claim} is neither better nor worse when it is higher, so no claim "
-                    "can be tested with it. Leave it out; the report shows it all the same."
-                )
-            if MEASURES[claim].group not in self.measures:
-                raise ValueError(
-                    f"claims: {claim} belongs to the group {MEASURES[claim].group!r}, which is not "
-                    f"in measures ({', '.join(self.measures)}). Add it there."
-                )
-            if self.real and claim.startswith(_NEED_MASKS):
-                raise ValueError(
-                    f"claims: {claim} needs object masks, which data and shards do not have. Leave "
-                    "it out, and compare the runs' attention by maskdistill attention --data MASKS."
-                )
-
-    def _sequence(self, name: str, kind: type) -> Sequence[Any]:
+    def _make_tuple(self, name: str, kind: type) -> None:
+        """Refuse a field that is no list of one type without repetition, and make it a tuple."""
         values = getattr(self, name)
         right = isinstance(values, Sequence) and not isinstance(values, str)
         if not right or any(type(value) is not kind for value in values):
@@ -178,8 +184,7 @@ class Study:
             raise ValueError(f"{name} must not be empty.")
         if len(set(values)) < len(values):
             raise ValueError(f"{name} has an entry twice: {list(values)}.")
-        found: Sequence[Any] = values
-        return found
+        object.__setattr__(self, name, tuple(values))
 
     def config(self, policy: str, seed: int) -> JobConfig:
         """Return the settings of one run, but for its folder."""
@@ -226,9 +231,9 @@ class Study:
             "claims": list(self.tested),
             "measures": list(self.measures),
             "confidence": self.confidence,
-            "settings": _json(self.settings),
+            "settings": _jsonable(self.settings),
             "policies": {
-                name: repr(own) if isinstance(own, ViewPolicy) else _json(own)
+                name: repr(own) if isinstance(own, ViewPolicy) else _jsonable(own)
                 for name, own in self.policies.items()
             },
         }
@@ -309,14 +314,11 @@ def known(name: str, names: Mapping[str, Any] | Sequence[str], what: str) -> Non
     raise ValueError(f"unknown {what}: {name!r}. {hint}")
 
 
-def _json(table: Mapping[str, Any]) -> dict[str, Any]:
+def _jsonable(table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in table.items()}
 
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib
+# --- Studies in files
 
 TEMPLATE = Path(__file__).with_name("scenes.toml")
 """The study on the built-in scenes, which ``maskdistill compare`` runs without a file."""
@@ -355,7 +357,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}.") from None
-    with _named(path):
+    with _told_of(path):
         fields = {f.name: None for f in dataclasses.fields(Study)}
         for name in values:
             if name == "policy" and isinstance(values[name], dict):
@@ -371,7 +373,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
                 raise ValueError(f"[policies.{name}] must be a table of settings; got {own!r}.")
         if "policies" not in values:
             raise ValueError("it names no policies. Add [policies.NAME] for each.")
-        values["settings"] = _placed(values.get("settings", {}), path.parent)
+        values["settings"] = _beside(values.get("settings", {}), path.parent)
         return Study(**values)
 
 
@@ -409,10 +411,10 @@ def _python_study(path: Path) -> Study:
         raise ValueError(
             f"{path} must assign study = Study(...), from maskdistill.comparing; got {study!r}."
         )
-    return dataclasses.replace(study, settings=_placed(study.settings, path.parent))
+    return dataclasses.replace(study, settings=_beside(study.settings, path.parent))
 
 
-def _placed(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _beside(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return settings whose paths to data are relative to a folder."""
     placed = dict(settings)
     for name in ("data", "shards", "val_shards"):
@@ -423,7 +425,7 @@ def _placed(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _told_of(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:

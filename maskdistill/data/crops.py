@@ -58,10 +58,10 @@ class MultiCrop:
     ([(3, 64, 64), (3, 64, 64), (3, 32, 32)], (8, 4))
 
     Random resized crop (bicubic), mirror with probability 0.5, colour jitter (0.4, 0.4, 0.2, 0.1)
-    with 0.8, grey with 0.2; blur of radius 0.1 to 2 pixels with 1.0, 0.1 and 0.5 on the first
-    global, the second global and the local crops; solarisation with 0.2 on the second global one
-    (Caron et al., 2021; blur after Grill et al., 2020). A crop depends on its image and the image's
-    key alone, whether it is cut alone, in a batch or on a device.
+    with 0.8, grey with 0.2; blur of radius 0.1 to 2 pixels, at 224 pixels a side, with 1.0, 0.1 and
+    0.5 on the first global, the second global and the local crops; solarisation with 0.2 on the
+    second global one (Caron et al., 2021; blur after Grill et al., 2020). A crop depends on its
+    image and the image's key alone, whether it is cut alone, in a batch or on a device.
 
     Args:
         global_size: pixels of the global crops' sides; 224 in the paper.
@@ -69,8 +69,6 @@ class MultiCrop:
         local_crops: number of local crops.
         global_scale: least and greatest share of the image's area in a global crop.
         local_scale: the same for local crops.
-        blur_scale: factor on the blur's radius, which is meant for crops of 224 pixels; None takes
-            global_size / 224.
     """
 
     global_size: int
@@ -78,7 +76,6 @@ class MultiCrop:
     local_crops: int = 8
     global_scale: tuple[float, float] = (0.4, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.4)
-    blur_scale: float | None = None
 
     def __call__(self, image: Picture) -> Crops:
         """Return all views of one image; its key comes from torch's global generator."""
@@ -153,7 +150,7 @@ class MultiCrop:
     @functools.cached_property
     def _distribution(self) -> CropDistribution:
         local = self.local_crops
-        radius = self.global_size / 224 if self.blur_scale is None else self.blur_scale
+        radius = self.global_size / 224  # the paper's is of crops of 224 pixels
         return CropDistribution(
             scale=torch.tensor([self.global_scale] * 2 + [self.local_scale] * local),
             blur=torch.tensor([1.0, 0.1] + [0.5] * local),

@@ -105,12 +105,12 @@ def _from_memory(
 
 def _from_workers(loader: DataLoader[Any], workers: int) -> Iterator[Crops]:
     batches = iter(loader)
-    while True:
+    try:
         with deaths_explained(workers):
-            crops = next(batches, None)
-        if crops is None:
-            return
-        yield crops
+            yield from batches
+    finally:
+        if workers:  # left to the garbage collector, it waits five seconds for each after an error
+            batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 # --- which images

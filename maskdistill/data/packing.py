@@ -227,7 +227,7 @@ def pack_shards(
 
 
 def _codes(listing: Listing, division: Division) -> NDArray[np.int64]:
-    """Give each image's number for the pack's `split`; -1 leaves it out.
+    """Return each image's number for the pack's `split`; -1 leaves it out.
 
     A split that the source has is kept as it is, test images included. One that was made is
     written down: it need not be made again, from images of which some may be missing.

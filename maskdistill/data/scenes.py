@@ -3,8 +3,9 @@
 The kind of object is the class. It shows in hue, surface and outline, each of them noisily, as in
 real classes (apples are mostly red or green); place, size, tilt and light say nothing about it.
 
-Image *i* draws from a generator of its own, seeded by ``(seed, split, i)``. This is the one module
-that draws with NumPy: the pictures are data, made once, and nothing here runs in training.
+Image *i* has a generator of its own, seeded by ``(seed, split, i)``. This is the one module
+that uses NumPy's random numbers:
+the pictures are data, made once, and nothing here runs in training.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Array = npt.NDArray[Any]
 
 _SPLITS = ("train", "val")
 _MIN_SIZE = 16
-_DRAWS = 512  # uniform numbers that one image may use
+_NUMBERS = 512  # uniform numbers that one image may use
 _BATCH = 16  # images of one kind rendered together
 
 
@@ -102,15 +103,15 @@ class _Dice:
 
     def __init__(self, seed: int, split: str, indices: npt.NDArray[np.int64]) -> None:
         streams = [np.random.SeedSequence((seed, _SPLITS.index(split), int(i))) for i in indices]
-        draws = [np.random.default_rng(stream).random(_DRAWS, np.float32) for stream in streams]
-        self._draws: Array = np.stack(draws)
+        numbers = [np.random.default_rng(stream).random(_NUMBERS, np.float32) for stream in streams]
+        self._numbers: Array = np.stack(numbers)
         self._used = 0
 
     def grid(self, side: int) -> Array:
         """Uniform in [0, 1): ``(batch, side, side)``."""
         start, self._used = self._used, self._used + side * side
-        assert self._used <= _DRAWS
-        return self._draws[:, start : self._used].reshape(-1, side, side)
+        assert self._used <= _NUMBERS
+        return self._numbers[:, start : self._used].reshape(-1, side, side)
 
     def uniform(self, low: float, high: float) -> Array:
         """Uniform in [low, high): ``(batch, 1, 1)``."""

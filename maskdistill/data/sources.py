@@ -51,13 +51,6 @@ class Damage:
 
     Flags and not a counter, so that an image that two workers meet counts once.
 
-    Example:
-        >>> damage = Damage(images=10, limit=1)
-        >>> damage.record(3, "pets/cat/3.jpg", "cut short", stacklevel=1)  # doctest: +SKIP
-        DamagedImageWarning: Damaged image: pets/cat/3.jpg (cut short). Another one stands in ...
-        >>> damage.is_known(3), damage.count  # doctest: +SKIP
-        (True, 1)
-
     Args:
         images: how many there are.
         limit: how many damaged ones to put up with.
@@ -143,13 +136,6 @@ class ImageDataset(Dataset[tuple[Image.Image, int]]):
     image of the data set stands in for it, with that image's own label. The count of damaged images
     is shared by the train and val sets and by all data-loading workers.
 
-    Example:
-        >>> data = open_data("mini-imagenet")  # doctest: +SKIP
-        >>> data.train[0]  # doctest: +SKIP
-        (<PIL.Image.Image image mode=RGB size=84x84>, 0)
-        >>> data.train.labels.shape  # doctest: +SKIP
-        (50000,)
-
     Raises:
         DamagedDataError: on reading, when more than `max_damaged` images are damaged.
     """
@@ -181,7 +167,7 @@ class ImageDataset(Dataset[tuple[Image.Image, int]]):
         raise DamagedDataError(f"None of the {count:,} images is readable: {self.damaged[0]}, ...")
 
     def encoded(self, index: int) -> bytes:
-        """Give one image as the bytes of an image file (JPEG, PNG, ...), for other decoders.
+        """Return one image as the bytes of an image file (JPEG, PNG, ...), for other decoders.
 
         They are what lies there, whether it can be decoded or not; pixels are encoded as PNG.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -145,7 +145,7 @@ def _shown(value: float | None, pixels: bool) -> str:
 
 
 def attention_quality(
-    vit: nn.Module,
+    vit: MaskedViT,
     images: Tensor,
     masks: Tensor,
     *,
@@ -174,7 +174,7 @@ def attention_quality(
     chosen on the truth, so it is at its strongest.
 
     Args:
-        vit: a ``MaskedViT``, or a ViT of timm; runs in evaluation mode, as it is, without masks.
+        vit: runs in evaluation mode, as it is, without masks.
         images: ``(B, 3, H, W)``: uint8 pixels, which are normalised here, or floats, which are
             taken as normalised. They may stay on the CPU; batches go to the model's device.
         masks: ``(B, H, W)`` bool, True on the object, of the very images.
@@ -201,15 +201,13 @@ def attention_quality(
         "boxes": boxes, "ignore": ignore, "mass": mass, "tolerance": tolerance,
         "discovery": discovery, "batch_size": batch_size,
     }  # fmt: skip
-    with _wrapped(vit) as model:
-        own = attention_scores(model, images, masks, **options)
-        if isinstance(baseline, AttentionQuality):
-            each = baseline.random_init_each
-        else:
-            each = tuple(
-                attention_scores(reinitialised(model, seed), images, masks, **options)
-                for seed in seeds
-            )
+    own = attention_scores(vit, images, masks, **options)
+    if isinstance(baseline, AttentionQuality):
+        each = baseline.random_init_each
+    else:
+        each = tuple(
+            attention_scores(reinitialised(vit, seed), images, masks, **options) for seed in seeds
+        )
     centre = _centre(masks, boxes, ignore, tolerance)
     return AttentionQuality(
         own, _mean(each), each, centre, len(images), float(mass), float(tolerance)
@@ -380,19 +378,6 @@ def _mean(each: Sequence[AttentionScores]) -> AttentionScores:
         scores = [getattr(one, field.name) for one in each]
         values[field.name] = None if None in scores else sum(scores) / len(scores)
     return AttentionScores(**values)
-
-
-@contextmanager
-def _wrapped(vit: nn.Module) -> Iterator[MaskedViT]:
-    """Yield a ``MaskedViT``, the given one or one around a bare model, which it leaves again."""
-    if isinstance(vit, MaskedViT):
-        yield vit
-        return
-    wrapper = MaskedViT(vit, "pixel")
-    try:
-        yield wrapper
-    finally:
-        wrapper.unwrap()
 
 
 def _check(images: Tensor, masks: Tensor) -> None:

@@ -53,7 +53,7 @@ class MaskData:
         return len(self.names)
 
 
-class _Pair(NamedTuple):
+class _Entry(NamedTuple):
     """An image and its mask on disk; what may be absent is None."""
 
     name: str
@@ -114,11 +114,11 @@ def open_masks(
         )
     left_out: dict[str, str] = {}
     if (path / "JPEGImages").is_dir():
-        form, pairs, void = "VOC's layout", _voc(path, split, left_out), _VOC_VOID
+        form, entries, void = "VOC's layout", _voc(path, split, left_out), _VOC_VOID
     elif (path / "images").is_dir() and (path / "masks").is_dir():
-        form, pairs = "a folder of images and masks", _folder(path, left_out)
+        form, entries = "a folder of images and masks", _folder(path, left_out)
     elif path.is_file() and path.suffix == ".npz":
-        form, pairs = "a pack", _pack(path)
+        form, entries = "a pack", _pack(path)
     else:
         raise ValueError(
             f"{path} is in no form that open_masks knows: a folder with images/ and masks/, VOC's "
@@ -126,29 +126,29 @@ def open_masks(
         )
     names: list[str] = []
     images, masks, voids, boxes = [], [], [], []
-    for pair in pairs:
+    for entry in entries:
         if limit is not None and len(names) == limit:
             break
-        image, mask = pair.image().convert("RGB"), pair.mask()
+        image, mask = entry.image().convert("RGB"), entry.mask()
         if mask.mode in ("LA", "PA", "RGBA"):  # how opaque it is says nothing
             mask = mask.convert({"LA": "L", "PA": "P", "RGBA": "RGB"}[mask.mode])
         if image.size != mask.size:
             raise ValueError(
-                f"{path}: the mask of {pair.name} has {mask.size[0]}x{mask.size[1]} pixels, its "
+                f"{path}: the mask of {entry.name} has {mask.size[0]}x{mask.size[1]} pixels, its "
                 f"image {image.size[0]}x{image.size[1]}; they must be alike."
             )
         values = _resized(mask, image_size, resize, Image.Resampling.NEAREST)
-        read = _reader(np.asarray(mask), mask.mode, void, pair.name)
+        read = _reader(np.asarray(mask), mask.mode, void, entry.name)
         objects, ignored = read(np.asarray(values))
         found = None
         if objects.any():
-            found = _boxes(pair, read(np.asarray(mask))[0], image_size, resize)
+            found = _boxes(entry, read(np.asarray(mask))[0], image_size, resize)
         if found is None or not len(found):
             seen = "" if resize == "squeeze" else " in the crop"
-            left_out[pair.name] = f"no object{seen}"
+            left_out[entry.name] = f"no object{seen}"
             continue
         picture = _resized(image, image_size, resize, Image.Resampling.BICUBIC)
-        names.append(pair.name)
+        names.append(entry.name)
         images.append(TF.pil_to_tensor(picture))
         masks.append(torch.from_numpy(objects))
         if void is not None:
@@ -171,11 +171,11 @@ def open_masks(
 # --- The forms
 
 
-def _folder(path: Path, left_out: dict[str, str]) -> Iterator[_Pair]:
+def _folder(path: Path, left_out: dict[str, str]) -> Iterator[_Entry]:
     images, masks = _by_stem(path / "images"), _by_stem(path / "masks")
     for stem, file in images.items():
         if stem in masks:
-            yield _Pair(stem, _opener(file), _opener(masks[stem]), lambda: None)
+            yield _Entry(stem, _opener(file), _opener(masks[stem]), lambda: None)
         else:
             left_out[stem] = "no mask"
 
@@ -194,7 +194,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _voc(path: Path, split: str, left_out: dict[str, str]) -> Iterator[_Pair]:
+def _voc(path: Path, split: str, left_out: dict[str, str]) -> Iterator[_Entry]:
     kinds = [path / name for name in ("SegmentationObject", "SegmentationClass")]
     folder = next((kind for kind in kinds if kind.is_dir()), None)
     if folder is None:
@@ -216,7 +216,7 @@ def _voc(path: Path, split: str, left_out: dict[str, str]) -> Iterator[_Pair]:
             continue
         note = path / "Annotations" / f"{name}.xml"
         image = _opener(path / "JPEGImages" / f"{name}.jpg")
-        yield _Pair(name, image, _opener(mask), _voc_boxes(note, mask, instances))
+        yield _Entry(name, image, _opener(mask), _voc_boxes(note, mask, instances))
 
 
 def _voc_boxes(note: Path, mask: Path, instances: bool) -> Callable[[], Tensor | None]:
@@ -242,7 +242,7 @@ def _voc_boxes(note: Path, mask: Path, instances: bool) -> Callable[[], Tensor |
     return read
 
 
-def _pack(path: Path) -> Iterator[_Pair]:
+def _pack(path: Path) -> Iterator[_Entry]:
     with np.load(path, allow_pickle=False) as arrays:
         missing = [name for name in _ARRAYS if name not in arrays]
         if missing:
@@ -258,7 +258,9 @@ def _pack(path: Path) -> Iterator[_Pair]:
         what = f"{path}, image {name}"
         image = _decoder(data[offsets[i] : offsets[i + 1]], what)
         mask = _decoder(mask_data[mask_offsets[i] : mask_offsets[i + 1]], f"{what} (mask)")
-        yield _Pair(f"{name:04d}" if name.dtype.kind in "iu" else str(name), image, mask, _no_boxes)
+        yield _Entry(
+            f"{name:04d}" if name.dtype.kind in "iu" else str(name), image, mask, _no_boxes
+        )
 
 
 def _no_boxes() -> Tensor | None:
@@ -329,11 +331,11 @@ def _reader(
     return read
 
 
-def _boxes(pair: _Pair, objects: _Bools, size: int, resize: str) -> Tensor:
+def _boxes(entry: _Entry, objects: _Bools, size: int, resize: str) -> Tensor:
     """Return the boxes of an image in its pixels after resizing, those that are left in it.
 
     Args:
-        pair: the image.
+        entry: the image.
         objects: ``(H, W)``, before resizing, which may lose what is thin.
         size: pixels of a side after it.
         resize: how.
@@ -343,7 +345,7 @@ def _boxes(pair: _Pair, objects: _Bools, size: int, resize: str) -> Tensor:
     if resize == "crop":
         x = y = size / min(width, height)
         left, top = (width * x - size) / 2, (height * y - size) / 2
-    boxes = pair.boxes()
+    boxes = entry.boxes()
     if boxes is None:  # around what is seen
         rows = slice(int(top / y), math.ceil((top + size) / y))
         columns = slice(int(left / x), math.ceil((left + size) / x))

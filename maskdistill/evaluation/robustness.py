@@ -435,14 +435,9 @@ def shuffle_curve(
         _check_pieces(images, count)
     found = {}
     for count in sorted({1, *pieces}):
-        generator = generator_of(seed, "shuffle", count)
-        order = torch.rand(len(images), count**2, generator=generator).argsort(dim=1)
-        parts = zip(images.split(batch_size), order.split(batch_size), strict=True)
-        features = [
-            occluded_features(vit, _reordered(part, rows.to(part.device)), batch_size=batch_size)
-            for part, rows in parts
-        ]
-        found[count] = accuracy(classify(torch.cat(features)), labels)
+        shuffled = shuffle_patches(images, count, generator=generator_of(seed, "shuffle", count))
+        features = occluded_features(vit, shuffled, batch_size=batch_size)
+        found[count] = accuracy(classify(features), labels)
     return found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from maskdistill.models.probing import has_class_token, model_name, prefix_tokens
-from maskdistill.models.request import Request
+from maskdistill.models.tokens import Request
 
 Query: TypeAlias = Literal["class", "pool", "register", "mean"]
 """Whose attention: the class token's; the query's of an attention pooling; the mean over the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,58 +11,90 @@ from torch import Tensor, nn
 
 from maskdistill.models.probing import (
     NO_ONE_PLACE,
-    image_size_of,
-    inputs_of,
+    USUAL_SIZE,
+    Call,
+    call_of,
     model_name,
     multiple,
     patch_size_of,
+    stated_size,
     stem_of,
     submodule,
     whole_patches,
 )
-from maskdistill.models.request import Request
-from maskdistill.models.tokens import Grid, drop_tokens, upsample, visible_indices
+from maskdistill.models.tokens import Grid, Request, drop_tokens, upsample, visible_indices
 
-_WINDOWS = "its attention runs in windows, which need the whole grid of tokens"
-_GRID = "it pools or convolves its tokens as a grid, which needs all of them"
-_WHOLE = "it hands its tokens on as a whole grid"
+# Why the tokens of these kinds of models cannot be dropped.
 _REASONS = {
-    "SwinTransformer": _WINDOWS,
-    "SwinTransformerV2": _WINDOWS,
-    "SwinTransformerV2Cr": _WINDOWS,
-    "VisionTransformerSAM": _WINDOWS,
-    "HieraDet": _WINDOWS,
-    "Nest": _WINDOWS,
-    "GlobalContextVit": _WINDOWS,
-    "MaxxVit": _WINDOWS,
-    "TinyVit": _WINDOWS,
-    "DaVit": _WINDOWS,
-    "Twins": _WINDOWS,
-    "Xcit": "its blocks mix neighbouring patches by convolution",
-    "VOLO": "its outlook attention slides over the whole grid",
-    "ConVit": "its attention by position is laid out for the whole grid",
-    "PoolingVisionTransformer": _GRID,
-    "MultiScaleVit": _GRID,
-    "PyramidVisionTransformerV2": _GRID,
-    "Levit": _GRID,
-    "LevitDistilled": _GRID,
-    "CoaT": _GRID,
-    "Visformer": _GRID,
-    "EfficientFormer": _GRID,
-    "EfficientFormerV2": _GRID,
-    "EfficientVit": _GRID,
-    "EfficientVitLarge": _GRID,
-    "EfficientVitMsra": _GRID,
-    "MetaFormer": _GRID,
-    "NextViT": _GRID,
-    "ByobNet": _GRID,
-    "MlpMixer": "its layers mix a fixed number of tokens",
-    "TNT": "each of its patch tokens is bound to the pixel tokens of that patch",
-    "CrossVit": "its two branches cut the image into different patches",
-    "Qwen3VitClassifier": _WHOLE,
-    "Gemma4VitClassifier": _WHOLE,
-    "DeepseekVitClassifier": _WHOLE,
-}
+    "its attention runs in windows, which need the whole grid of tokens": (
+        "SwinTransformer", "SwinTransformerV2", "SwinTransformerV2Cr", "VisionTransformerSAM",
+        "HieraDet", "Nest", "GlobalContextVit", "MaxxVit", "TinyVit", "DaVit", "Twins",
+    ),
+    "it pools or convolves its tokens as a grid, which needs all of them": (
+        "PoolingVisionTransformer", "MultiScaleVit", "PyramidVisionTransformerV2", "Levit",
+        "LevitDistilled", "CoaT", "Visformer", "EfficientFormer", "EfficientFormerV2",
+        "EfficientVit", "EfficientVitLarge", "EfficientVitMsra", "MetaFormer", "NextViT", "ByobNet",
+    ),
+    "it hands its tokens on as a whole grid": (
+        "Qwen3VitClassifier", "Gemma4VitClassifier", "DeepseekVitClassifier",
+    ),
+    "its blocks mix neighbouring patches by convolution": ("Xcit",),
+    "its outlook attention slides over the whole grid": ("VOLO",),
+    "its attention by position is laid out for the whole grid": ("ConVit",),
+    "its layers mix a fixed number of tokens": ("MlpMixer",),
+    "each of its patch tokens is bound to the pixel tokens of that patch": ("TNT",),
+    NO_ONE_PLACE["CrossVit"]: ("CrossVit",),
+}  # fmt: skip
+
+
+def find_dropping(
+    model: nn.Module,
+    request: Request,
+    *,
+    first_block: str | None,
+    patch_embed: str | None,
+    patch_size: Grid,
+    image_size: Grid | None,
+) -> Dropping:
+    """Return how tokens are dropped in this model.
+
+    Raises:
+        ValueError: a model in which that is not sound, with the reason.
+    """
+    found = stem_of(model, patch_embed)
+    stem = found[1] if found else None
+    size = image_size or stated_size(model, stem) or USUAL_SIZE
+    own = patch_size_of(model, stem, size) or patch_size
+    kinds = {kind.__name__ for kind in type(model).__mro__}
+    if "Hiera" in kinds:
+        return HieraDropping(model, request, whole_patches(size, patch_size))
+    per_patch = multiple(patch_size, own, model_name(model))
+    grid = whole_patches(size, own)
+    dropping: Dropping
+    if first_block is not None:
+        dropping = BlockDropping(model, request, first_block, grid, size)
+    else:
+        for reason, refused in _REASONS.items():
+            if not kinds.isdisjoint(refused):
+                raise _refusal(model, reason)
+        if not kinds.isdisjoint(("Beit", "VisionTransformerRelPos", "Cait")):
+            dropping = BlockDropping(model, request, "blocks", grid, size)
+        elif not hasattr(model, "patch_drop"):
+            raise _refusal(
+                model,
+                "it has no patch_drop slot, and it is not known whether its layers work without "
+                "the whole grid (if they do, name the first: first_block='path.to.module')",
+            )
+        elif "NaFlexVit" in kinds:
+            dropping = NaFlexDropping(model, request)
+        else:
+            dropping = SlotDropping(model, request)
+            dropping.measure(grid, size)
+    dropping.tokens_per_patch = per_patch
+    return dropping
+
+
+# --- The ways to drop
 
 
 class Dropping:
@@ -85,11 +118,9 @@ class Dropping:
             count = None if count is None else count * rows * columns
         return visible_indices(mask, count)
 
-    def run(self, method: str, images: Tensor, **arguments: Any) -> Any:
-        """Call the model's ``forward`` or ``forward_features`` while tokens are dropped."""
-        if method == "forward":
-            return self.model(images, **arguments)
-        return getattr(self.model, method)(images, **arguments)
+    def run(self, call: Callable[..., Any], images: Tensor, **arguments: Any) -> Any:
+        """Call the model, or a method of its own, while tokens are dropped."""
+        return call(images, **arguments)
 
     def remove(self) -> None:
         """Take the hooks away again."""
@@ -98,7 +129,7 @@ class Dropping:
 class SlotDropping(Dropping):
     """Fills timm's own ``patch_drop``: VisionTransformer, Eva, NaFlexVit and their kin."""
 
-    def __init__(self, model: nn.Module, request: Request, prefix: int) -> None:
+    def __init__(self, model: nn.Module, request: Request) -> None:
         super().__init__(model, request)
         slot: Any = model.patch_drop
         if isinstance(slot, _DropSlot):
@@ -112,8 +143,17 @@ class SlotDropping(Dropping):
             )
         # Eva leaves the slot None and expects the kept indices as well, for its rotary embedding.
         self._old: list[Any] = [slot]  # a list, so that deepcopy keeps the identity of None
-        self.slot = _DropSlot(request, prefix, slot is None)
+        self.slot = _DropSlot(request, int(getattr(model, "num_prefix_tokens", 0)), slot is None)
         model.patch_drop = self.slot
+
+    def measure(self, grid: Grid, size: Grid) -> None:
+        """Count the tokens before the patches in what comes into the slot; refuse the unsound."""
+        try:
+            call = call_of(self.model, self.slot, size)
+            self.slot.prefix = _prefix_of(call, grid, self.model, "patch_drop")
+        except ValueError:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Put back what was in the slot."""
@@ -124,16 +164,16 @@ class SlotDropping(Dropping):
 class NaFlexDropping(SlotDropping):
     """NaFlexVit looks into its slot in training mode only, and then expects kept indices."""
 
-    def __init__(self, model: nn.Module, request: Request, prefix: int) -> None:
-        super().__init__(model, request, prefix)
+    def __init__(self, model: nn.Module, request: Request) -> None:
+        super().__init__(model, request)
         self.remove()
 
-    def run(self, method: str, images: Tensor, **arguments: Any) -> Any:
+    def run(self, call: Callable[..., Any], images: Tensor, **arguments: Any) -> Any:
         """Call the model, its own flag but not its children's in training mode, the slot filled."""
         training = self.model.training
         self.model.training, self.model.patch_drop = True, self.slot
         try:
-            return super().run(method, images, **arguments)
+            return super().run(call, images, **arguments)
         finally:
             self.model.training = training
             self.remove()
@@ -146,17 +186,15 @@ class BlockDropping(Dropping):
         self, model: nn.Module, request: Request, path: str, grid: Grid, size: Grid
     ) -> None:
         super().__init__(model, request)
-        name = model_name(model)
         block = submodule(model, path)
         if block is None:
             raise ValueError(
-                f"{name} has no module {path!r}. Give the module into which all tokens go first "
-                "as first_block='path.to.module', for example 'blocks.0'."
+                f"{model_name(model)} has no module {path!r}. Give the module into which all "
+                "tokens go first as first_block='path.to.module', for example 'blocks.0'."
             )
         if isinstance(block, (nn.ModuleList, nn.Sequential)):
             block = block[0]
-        inputs, named = inputs_of(model, block, size, name)
-        self.prefix = _prefix_of(inputs, named, grid, f"{name}: {path!r}", _is_timm(model))
+        self.prefix = _prefix_of(call_of(model, block, size), grid, model, repr(path))
         biases = _biases(model)
         self._hook = block.register_forward_pre_hook(self._drop, with_kwargs=True)
         self._biases = [_KeptBias(*bias, request, self.prefix) for bias in biases]
@@ -167,7 +205,7 @@ class BlockDropping(Dropping):
         for bias in self._biases:
             bias.remove()
 
-    def run(self, method: str, images: Tensor, **arguments: Any) -> Any:
+    def run(self, call: Callable[..., Any], images: Tensor, **arguments: Any) -> Any:
         """Call the model, unless a backward would run its blocks again when the mask is gone."""
         if torch.is_grad_enabled() and any(
             getattr(module, "grad_checkpointing", False)
@@ -179,7 +217,7 @@ class BlockDropping(Dropping):
                 "checkpointing would run again without the mask. Switch that off, or use "
                 "apply='token'."
             )
-        return super().run(method, images, **arguments)
+        return super().run(call, images, **arguments)
 
     def _drop(self, module: nn.Module, inputs: Any, named: Any) -> Any:
         if self.request.keep is None:
@@ -222,61 +260,7 @@ class HieraDropping(Dropping):
         return rearrange(kept, "(b s) u d -> b (s u) d", s=places)
 
 
-def find_dropping(
-    model: nn.Module,
-    request: Request,
-    *,
-    first_block: str | None,
-    patch_embed: str | None,
-    patch_size: Grid,
-    image_size: Grid | None,
-) -> Dropping:
-    """Return how tokens are dropped in this model.
-
-    Raises:
-        ValueError: a model in which that is not sound, with the reason.
-    """
-    found = stem_of(model, patch_embed)
-    stem = found[1] if found else None
-    size = image_size or image_size_of(model, stem)
-    own = patch_size_of(model, stem, size) or patch_size
-    if "Hiera" in {kind.__name__ for kind in type(model).__mro__}:
-        return HieraDropping(model, request, whole_patches(size, patch_size))
-    per_patch = multiple(patch_size, own, model_name(model))
-    dropping = _find(model, request, first_block, whole_patches(size, own), size)
-    dropping.tokens_per_patch = per_patch
-    return dropping
-
-
-def _find(
-    model: nn.Module, request: Request, first_block: str | None, grid: Grid, size: Grid
-) -> Dropping:
-    if first_block is not None:
-        return BlockDropping(model, request, first_block, grid, size)
-    kinds = [kind.__name__ for kind in type(model).__mro__]
-    for kind in kinds:
-        if kind in _REASONS:
-            raise _refusal(model, _REASONS[kind])
-    if {"Beit", "VisionTransformerRelPos", "Cait"} & set(kinds):
-        return BlockDropping(model, request, "blocks", grid, size)
-    if not hasattr(model, "patch_drop"):
-        raise _refusal(
-            model,
-            "it has no patch_drop slot, and it is not known whether its layers work without the "
-            "whole grid (if they do, name the first: first_block='path.to.module')",
-        )
-    prefix = int(getattr(model, "num_prefix_tokens", 0))
-    if "NaFlexVit" in kinds:
-        return NaFlexDropping(model, request, prefix)
-    dropping = SlotDropping(model, request, prefix)
-    try:
-        inputs, named = inputs_of(model, dropping.slot, size, model_name(model))
-        where = f"{model_name(model)}: patch_drop"
-        dropping.slot.prefix = _prefix_of(inputs, named, grid, where, _is_timm(model))
-    except ValueError:
-        dropping.remove()
-        raise
-    return dropping
+# --- Checks
 
 
 def _dropped(tokens: Tensor, request: Request, prefix: int) -> Tensor:
@@ -298,18 +282,19 @@ def _refusal(model: nn.Module, reason: str) -> ValueError:
     return ValueError(f"{model_name(model)} cannot drop tokens: {reason}. Use apply={other}.")
 
 
-def _prefix_of(inputs: Any, named: Any, grid: Grid, where: str, is_timm: bool) -> int:
-    """Return the number of tokens before the patches in a block's input; refuse what is unsound."""
-    given: list[Any] = [*inputs, *named.values()]
-    tokens, others = given[0], given[1:]
+def _prefix_of(call: Call, grid: Grid, model: nn.Module, path: str) -> int:
+    """Return the number of tokens before the patches in a module's input; refuse the unsound."""
+    tokens, *others = (*call.inputs, *call.named.values())
     patches = grid[0] * grid[1]
+    where = f"{model_name(model)}: {path}"
     if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.shape[1] < patches:
         came = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
         raise ValueError(
             f"{where} does not take (B, tokens, D) with {patches} patches, but {came}, so its "
             "tokens cannot be dropped. Use apply='token', or 'pixel'."
         )
-    if any(_is_per_token(other, {tokens.shape[1], patches}, is_timm) for other in others):
+    counts = {tokens.shape[1], patches}
+    if any(_is_per_token(other, counts, _is_timm(model)) for other in others):
         raise ValueError(
             f"{where} is given something else for each token, such as a rotary position embedding, "
             "so dropping tokens alone is not sound. Use apply='token', or 'pixel'."

@@ -1,8 +1,4 @@
-"""MaskedViT: masks in, features out, around a ViT that stays as it is; and many crops through it.
-
-From top to bottom: one embedding of whatever a model returns; a wrapper that shows a model's keys
-and attributes as its own; ``MaskedViT``; ``MultiCropWrapper``.
-"""
+"""Masks into any ViT, without touching it; and crops of several sizes through one network."""
 
 from __future__ import annotations
 
@@ -18,8 +14,8 @@ from maskdistill.masking.mask import PatchMask, check_mask, patch_grid, with_cou
 from maskdistill.models.attention import AttentionRecord, LastAttention, Query
 from maskdistill.models.dropping import Dropping, find_dropping
 from maskdistill.models.probing import (
+    USUAL_SIZE,
     explain_size_error,
-    fill_patches,
     find_stem,
     has_class_token,
     mask_patch_size,
@@ -32,44 +28,19 @@ from maskdistill.models.probing import (
     stem_of,
     whole_patches,
 )
-from maskdistill.models.request import Request, Waiting, tied
 from maskdistill.models.speed import LastBlock
-from maskdistill.models.tokens import APPLICATIONS, FILLS, Application, Fill, check_choice
+from maskdistill.models.tokens import (
+    APPLICATIONS,
+    FILLS,
+    Application,
+    Fill,
+    Request,
+    check_choice,
+    fill_patches,
+    tied,
+)
 
-
-def pooled(output: Any, model: Any) -> Tensor:
-    """Return ``(B, D)`` of a model's output: what DINO takes as the image's embedding.
-
-    An output that is one vector per image stays as it is: timm has pooled it, by class token, mean
-    or attention. Of tokens ``(B, N, D)`` it is the class token, where there is one, else the mean
-    of the patches; of a map, the mean over its places; of several outputs, the first (a Hugging
-    Face ``last_hidden_state``, the class token of a distilled DeiT, ``x_norm_clstoken`` of DINOv2).
-
-    Raises:
-        ValueError: an output in which there is no embedding.
-    """
-    if isinstance(output, Mapping):
-        for key in ("x_norm_clstoken", "last_hidden_state"):
-            if output.get(key) is not None:
-                return pooled(output[key], model)
-    if isinstance(output, (tuple, list)) and output:
-        return pooled(output[0], model)
-    if isinstance(output, Tensor):
-        if output.ndim == 2:
-            return output
-        if output.ndim == 3:
-            prefix = prefix_tokens(model)
-            return output[:, 0] if has_class_token(model) else output[:, prefix:].mean(dim=1)
-        if output.ndim == 4:
-            width = getattr(model, "num_features", None)
-            channels_first = output.shape[1] == width or output.shape[-1] != width
-            return output.mean(dim=(2, 3) if channels_first else (1, 2))
-    came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    raise ValueError(
-        f"{model_name(model)} returns {came}, in which there is no embedding (B, D) of an image. "
-        "Build it with pooling, or without its head."
-    )
-
+# --- What a wrapper is to other people's code: the wrapped model, by its own names
 
 _CHILD = "backbone."
 _TOKEN = "mask_token"
@@ -137,43 +108,6 @@ class Transparent(nn.Module):
         return any(name in names for names in own) or hasattr(type(self), name)
 
 
-def check_model(model: nn.Module) -> None:
-    """Refuse what cannot be wrapped.
-
-    Raises:
-        ValueError: no module, a wrapper, or a compiled model.
-    """
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"vit must be a torch.nn.Module, for example timm.create_model(...); got {model!r}."
-        )
-    if isinstance(model, Transparent):
-        raise ValueError("vit is a MaskedViT already; wrap its .backbone instead.")
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        raise ValueError("vit is compiled, and might not see its masks: wrap first, then compile.")
-
-
-def own_mask_token(model: nn.Module, width: int) -> str | None:
-    """Return the name of the mask token that a model has already (DINOv2, Hugging Face), or None.
-
-    Raises:
-        ValueError: a token of that name for something else, whose key would be taken.
-    """
-    for name, parameter in model.named_parameters():
-        *owners, last = name.split(".")
-        if last != _TOKEN or any("decoder" in owner or "predictor" in owner for owner in owners):
-            continue
-        if parameter.numel() == width:
-            return name
-        if not owners:
-            raise ValueError(
-                f"{type(model).__name__} has a mask_token {tuple(parameter.shape)}, but its patch "
-                f"tokens have a width of {width}: it is for something else, and leaves no name for "
-                "another. Wrap the encoder alone."
-            )
-    return None
-
-
 def _save(wrapper: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     """Rename ``backbone.blocks.0`` to ``blocks.0``, in place and in the order of the keys."""
     for key in [key for key in state if key.startswith(prefix)]:
@@ -188,9 +122,7 @@ def _load(wrapper: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) 
     own = {*wrapper._modules, *wrapper._parameters, *wrapper._buffers} - {"backbone"}
     for key in [key for key in state if key.startswith(prefix)]:
         rest = key[len(prefix) :]
-        # Older checkpoints have the level of the wrapper in their keys.
-        stays = rest.split(".")[0] in own or rest.startswith(_CHILD)
-        if rest in theirs or not stays:
+        if rest in theirs or rest.split(".")[0] not in own:
             state[prefix + _CHILD + rest] = state.pop(key)
     token = wrapper._parameters.get(_TOKEN)
     if token is not None:
@@ -206,6 +138,9 @@ def _prefixed(pattern: Any) -> Any:
     if isinstance(pattern, (list, tuple)):
         return type(pattern)(_prefixed(part) for part in pattern)
     return pattern
+
+
+# --- The adapter
 
 
 class MaskedViT(Transparent):
@@ -266,7 +201,7 @@ class MaskedViT(Transparent):
         patch_size: int | tuple[int, int] | None = None,
         image_size: tuple[int, int] | None = None,
     ) -> None:
-        check_model(vit)
+        _check_model(vit)
         check_choice("apply", apply, APPLICATIONS)
         check_choice("fill", fill, FILLS)
         super().__init__(vit)
@@ -276,26 +211,27 @@ class MaskedViT(Transparent):
         self.name = model_name(vit)
         self.prefix_tokens = prefix_tokens(vit)
         self._request = Request()
-        self._waiting: Waiting | None = None
+        self._waiting: _MaskQueue | None = None
         self._attention: dict[Query | None, LastAttention] = {}
         self._dropping: Dropping | None = None
         self._hook: Any = None
         self._last_block = LastBlock(vit, self._request) if LastBlock.suits(vit) else None
         self._blanks = False  # whether pixels of hidden patches are set to zero besides
         given = None if patch_size is None else pair(patch_size)
+        image_size = None if image_size is None else pair(image_size)
         found = stem_of(vit, patch_embed)
         stem = found[1] if found else None
         if patch_embed is not None and stem is None:
             raise ValueError(f"{self.name} has no module {patch_embed!r} (patch_embed=...).")
-        image_size = None if image_size is None else pair(image_size)
         self._built_for = image_size or stated_size(vit, stem)
         if apply == "token":
             self._hook_stem(patch_embed, given, image_size)
         else:
             self.patch_size = given or mask_patch_size(vit, stem, self._built_for)
-        own = patch_size_of(vit, stem, self._built_for or (224, 224)) or self.patch_size
-        if given is not None and given[0] % own[0] == given[1] % own[1] == 0:
-            self._request.per_patch = (given[0] // own[0], given[1] // own[1])
+        if given is not None:
+            own = patch_size_of(vit, stem, self._built_for or USUAL_SIZE) or given
+            if given[0] % own[0] == given[1] % own[1] == 0:
+                self._request.per_patch = (given[0] // own[0], given[1] // own[1])
         if apply == "drop":
             self._blanks = stem is not None and overlaps(vit, stem)
             self._dropping = find_dropping(
@@ -308,8 +244,6 @@ class MaskedViT(Transparent):
             )
         self._is_wrapped = True
         self._is_open = True
-
-    # --- Forward
 
     def forward(
         self,
@@ -366,8 +300,8 @@ class MaskedViT(Transparent):
         try:
             if getattr(backbone, "num_classes", 0) and hasattr(backbone, "forward_head"):
                 tokens = self.forward_features(images, mask, **arguments)
-                return pooled(backbone.forward_head(tokens, pre_logits=True), backbone)
-            return pooled(self(images, mask, **arguments), backbone)
+                return _pooled(backbone.forward_head(tokens, pre_logits=True), backbone)
+            return _pooled(self(images, mask, **arguments), backbone)
         finally:
             self._request.class_only = False
 
@@ -392,7 +326,7 @@ class MaskedViT(Transparent):
         """
         if self._waiting is not None:
             raise RuntimeError("masking() is running already; leave that block first.")
-        self._waiting = Waiting(masks)
+        self._waiting = _MaskQueue(masks)
         try:
             yield
             self._waiting.check_done()
@@ -473,12 +407,11 @@ class MaskedViT(Transparent):
     ) -> Any:
         images = self._begin(images, mask)
         try:
+            call = self.backbone if method == "forward" else getattr(self.backbone, method)
             if self._request.keep is not None and self._dropping is not None:
-                output = self._dropping.run(method, images, **arguments)
-            elif method == "forward":
-                output = self.backbone(images, **arguments)
+                output = self._dropping.run(call, images, **arguments)
             else:
-                output = getattr(self.backbone, method)(images, **arguments)
+                output = call(images, **arguments)
             for recorder in self._request.recorders:
                 recorder.check_recorded()
             return output
@@ -526,8 +459,6 @@ class MaskedViT(Transparent):
         request.mask, request.grid = mask, grid
         return images
 
-    # --- Finding the model's hooks, once
-
     def _hook_stem(
         self,
         path: str | None,
@@ -537,7 +468,7 @@ class MaskedViT(Transparent):
         stem = find_stem(self.backbone, path, patch_size, image_size)
         self.patch_size = stem.patch_size
         self._layout, self._blanks = stem.layout, stem.overlaps
-        own = own_mask_token(self.backbone, stem.width)
+        own = _own_mask_token(self.backbone, stem.width)
         if own is not None:
             self.share_mask_token(own)
         else:
@@ -556,6 +487,80 @@ class MaskedViT(Transparent):
         if self.training and token.requires_grad and torch.is_grad_enabled():
             return self._layout.map(output, lambda tokens: tied(tokens, token))
         return None
+
+
+def _check_model(model: nn.Module) -> None:
+    """Refuse what cannot be wrapped.
+
+    Raises:
+        ValueError: no module, a wrapper, or a compiled model.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"vit must be a torch.nn.Module, for example timm.create_model(...); got {model!r}."
+        )
+    if isinstance(model, Transparent):
+        raise ValueError("vit is a MaskedViT already; wrap its .backbone instead.")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise ValueError("vit is compiled, and might not see its masks: wrap first, then compile.")
+
+
+def _own_mask_token(model: nn.Module, width: int) -> str | None:
+    """Return the name of the mask token that a model has already (DINOv2, Hugging Face), or None.
+
+    Raises:
+        ValueError: a token of that name for something else, whose key would be taken.
+    """
+    for name, parameter in model.named_parameters():
+        *owners, last = name.split(".")
+        if last != _TOKEN or any("decoder" in owner or "predictor" in owner for owner in owners):
+            continue
+        if parameter.numel() == width:
+            return name
+        if not owners:
+            raise ValueError(
+                f"{type(model).__name__} has a mask_token {tuple(parameter.shape)}, but its patch "
+                f"tokens have a width of {width}: it is for something else, and leaves no name for "
+                "another. Wrap the encoder alone."
+            )
+    return None
+
+
+def _pooled(output: Any, model: Any) -> Tensor:
+    """Return ``(B, D)`` of a model's output: what DINO takes as the image's embedding.
+
+    An output that is one vector per image stays as it is: timm has pooled it, by class token, mean
+    or attention. Of tokens ``(B, N, D)`` it is the class token, where there is one, else the mean
+    of the patches; of a map, the mean over its places; of several outputs, the first (a Hugging
+    Face ``last_hidden_state``, the class token of a distilled DeiT, ``x_norm_clstoken`` of DINOv2).
+
+    Raises:
+        ValueError: an output in which there is no embedding.
+    """
+    if isinstance(output, Mapping):
+        for key in ("x_norm_clstoken", "last_hidden_state"):
+            if output.get(key) is not None:
+                return _pooled(output[key], model)
+    if isinstance(output, (tuple, list)) and output:
+        return _pooled(output[0], model)
+    if isinstance(output, Tensor):
+        if output.ndim == 2:
+            return output
+        if output.ndim == 3:
+            prefix = prefix_tokens(model)
+            return output[:, 0] if has_class_token(model) else output[:, prefix:].mean(dim=1)
+        if output.ndim == 4:
+            width = getattr(model, "num_features", None)
+            channels_first = output.shape[1] == width or output.shape[-1] != width
+            return output.mean(dim=(2, 3) if channels_first else (1, 2))
+    came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise ValueError(
+        f"{model_name(model)} returns {came}, in which there is no embedding (B, D) of an image. "
+        "Build it with pooling, or without its head."
+    )
+
+
+# --- Crops of several sizes
 
 
 class MultiCropOutput(NamedTuple):
@@ -628,3 +633,88 @@ class MultiCropWrapper(nn.Module):
                 features[i] = part
         joined = torch.cat([f for f in features if f is not None])
         return MultiCropOutput(self.head(joined), joined)
+
+
+# --- Masks that wait for the forwards inside masking()
+
+
+class _MaskQueue:
+    """Masks of crops to come, handed out forward by forward.
+
+    Args:
+        masks: one per crop, ``(B, N)`` bool, ``PatchMask`` or None.
+    """
+
+    def __init__(self, masks: Sequence[Tensor | PatchMask | None]) -> None:
+        if isinstance(masks, Tensor) or not isinstance(masks, Sequence):
+            raise ValueError(
+                "masking() takes a list with one mask or None per crop, as policy(...).student is; "
+                f"got {type(masks).__name__}. For a single mask, pass it to the call: vit(images, "
+                "mask)."
+            )
+        for mask in masks:
+            bare = mask.mask if isinstance(mask, PatchMask) else mask
+            if bare is not None and (not isinstance(bare, Tensor) or bare.ndim != 2):
+                came = tuple(bare.shape) if isinstance(bare, Tensor) else type(bare).__name__
+                raise ValueError(
+                    "each entry must be a (B, N) bool tensor, or None where a crop is clean; got "
+                    f"{came}."
+                )
+        self.masks = [None if mask is None else with_count(mask) for mask in masks]
+        self._batches = {len(mask) for mask in self.masks if mask is not None}
+        if len(self._batches) > 1 or 0 in self._batches:
+            raise ValueError(
+                "the masks of all crops must be for one batch size of at least 1; got "
+                f"{sorted(self._batches)}."
+            )
+        self.next = 0
+
+    def take(self, rows: int) -> PatchMask | None:
+        """Return the mask of a forward with this many images.
+
+        Raises:
+            ValueError: a number of images that is no whole number of crops, or more crops than
+                masks are left.
+        """
+        if not self._batches:  # all clean
+            return None
+        (batch,) = self._batches
+        left = len(self.masks) - self.next
+        if rows % batch or not rows or rows // batch > left:
+            raise ValueError(
+                f"a forward with {rows} images came inside masking(), but masks are left for "
+                f"{left} crops of {batch} images each. Run the crops in the order of the masks, "
+                "each once; crops in one forward are joined along the batch."
+            )
+        crops = slice(self.next, self.next + rows // batch)
+        self.next = crops.stop
+        return _joined(self.masks[crops])
+
+    def check_done(self) -> None:
+        """Refuse masks that no forward took.
+
+        Raises:
+            RuntimeError: crops left over.
+        """
+        if self._batches and self.next < len(self.masks):
+            raise RuntimeError(
+                f"masking() was given masks for {len(self.masks)} crops, but the forwards inside "
+                f"took only {self.next}. Give it the masks of just the crops that run inside."
+            )
+
+
+def _joined(masks: list[PatchMask | None]) -> PatchMask | None:
+    """Join the masks of crops in one forward; clean ones among masked ones hide nothing."""
+    given = [mask for mask in masks if mask is not None]
+    if not given:
+        return None
+    if len({mask.mask.shape for mask in given}) > 1:
+        raise ValueError(
+            "crops of one forward must have one patch grid, but their masks are "
+            f"{[tuple(mask.mask.shape) for mask in given]}. Run the crops in the order of the "
+            "masks."
+        )
+    clean = PatchMask(torch.zeros_like(given[0].mask), count=0)
+    whole = [clean if mask is None else mask for mask in masks]
+    counts = {mask.count for mask in whole}
+    return PatchMask(torch.cat([m.mask for m in whole]), counts.pop() if len(counts) == 1 else None)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from maskdistill.models.tokens import Fill, Grid, Layout, find_layout, mask_pixels
+from maskdistill.models.tokens import Grid, Layout, find_layout
 
 # Where patch tokens first appear: timm's families, its wrapped encoders, and Hugging Face.
 _STEMS: tuple[str, ...] = (
@@ -23,6 +23,7 @@ _STEMS: tuple[str, ...] = (
     "vit.embeddings.patch_embeddings",
     "stem",
 )
+USUAL_SIZE = (224, 224)  # of the images of a model that does not say
 # Models with more than one place where patch tokens appear, and why.
 NO_ONE_PLACE = {
     "TNT": "its patch tokens are made of pixel tokens, which go on beside them",
@@ -61,6 +62,8 @@ def _is_pair(size: Any) -> bool:
     return isinstance(size, (tuple, list)) and len(size) == 2
 
 
+# --- Tokens before the patches
+
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 _REGISTERS = ("num_register_tokens", "n_storage_tokens")
 
@@ -97,6 +100,9 @@ def _owners(model: nn.Module) -> list[Any]:
     return [model, getattr(model, "embeddings", None), getattr(vision, "embeddings", None)]
 
 
+# --- Sizes that a model states
+
+
 def stem_of(model: nn.Module, path: str | None) -> tuple[str, nn.Module] | None:
     """Return the path and module of the patch embedding, the given one or the first known one."""
     for candidate in _STEMS if path is None else (path,):
@@ -128,11 +134,6 @@ def patch_size_of(model: nn.Module, stem: nn.Module | None, image_size: Grid) ->
         if image_size[0] % size == 0 and image_size[1] % size == 0:
             return size, size
     return None
-
-
-def image_size_of(model: nn.Module, stem: nn.Module | None) -> Grid:
-    """Return the image size (height, width) that the model says it was built for, or 224x224."""
-    return stated_size(model, stem) or (224, 224)
 
 
 def stated_size(model: nn.Module, stem: nn.Module | None) -> Grid | None:
@@ -189,12 +190,7 @@ def multiple(patch_size: Grid, own: Grid, name: str) -> Grid:
     return patch_size[0] // own[0], patch_size[1] // own[1]
 
 
-def empty_image(model: nn.Module, size: tuple[int, int]) -> Tensor:
-    """Return one empty image of the model's channels, device and dtype."""
-    parameter = next(model.parameters(), torch.empty(0))
-    convs = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    channels = getattr(model, "in_chans", None) or next(convs, 3)
-    return torch.zeros(1, int(channels), *size, device=parameter.device, dtype=parameter.dtype)
+# --- The stem: where patch tokens appear
 
 
 def overlaps(model: nn.Module, stem: nn.Module) -> bool:
@@ -220,15 +216,13 @@ class Stem:
     """The place where patch tokens appear.
 
     Attributes:
-        path: dotted path of the module.
-        module: the module.
+        module: the module that yields them.
         layout: how its output holds the tokens.
         width: the tokens' width.
         patch_size: pixels per patch of the mask.
         overlaps: whether its tokens see pixels of neighbouring patches.
     """
 
-    path: str
     module: nn.Module
     layout: Layout
     width: int
@@ -259,8 +253,8 @@ def find_stem(
             "yields patch tokens as patch_embed='path.to.module', or use apply='pixel'."
         )
     where, module = found
-    size = image_size or image_size_of(model, module)
-    output = output_of(model, module, size, name)
+    size = image_size or stated_size(model, module) or USUAL_SIZE
+    output = call_of(model, module, size).output
     stated = patch_size or patch_size_of(model, module, size)
     candidates = [stated] if stated else []
     if not patch_size:
@@ -268,15 +262,15 @@ def find_stem(
     for candidate in candidates:
         grid = whole_patches(size, candidate)
         layout = find_layout(output, grid)
-        if layout is not None and patch_size:
+        if layout is None:
+            continue
+        if patch_size:
             rows, columns = layout.tokens_per_patch or (0, 0)
-            stem = (size[0] // (grid[0] * rows or 1), size[1] // (grid[1] * columns or 1))
-            if (rows * stem[0], columns * stem[1]) != patch_size:
-                multiple(patch_size, patch_size_of(model, module, size) or stem, name)
-        if layout is not None:
-            return Stem(
-                where, module, layout, layout.width(output), candidate, overlaps(model, module)
-            )
+            own = (size[0] // (grid[0] * rows or 1), size[1] // (grid[1] * columns or 1))
+            if (rows * own[0], columns * own[1]) != patch_size:
+                multiple(patch_size, patch_size_of(model, module, size) or own, name)
+        width, blurred = layout.width(output), overlaps(model, module)
+        return Stem(module, layout, width, candidate, blurred)
     came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     of = f" of {stated[0]}x{stated[1]} pixels" if stated else ""
     raise ValueError(
@@ -305,7 +299,7 @@ def mask_patch_size(model: nn.Module, stem: nn.Module | None, image_size: Grid |
     Raises:
         ValueError: neither.
     """
-    size = patch_size_of(model, stem, image_size or (224, 224))
+    size = patch_size_of(model, stem, image_size or USUAL_SIZE)
     if size is not None:
         return size
     try:
@@ -318,56 +312,15 @@ def mask_patch_size(model: nn.Module, stem: nn.Module | None, image_size: Grid |
         ) from None
 
 
-class _FoundError(Exception):
-    """Carries what was looked for out of a dry run, so that the rest of the model need not run."""
-
-    def __init__(self, found: Any) -> None:
-        super().__init__()
-        self.found = found
+# --- Dry runs
 
 
-def output_of(model: nn.Module, module: nn.Module, size: Grid, name: str) -> Any:
-    """Run the model on one empty image up to a module, and return what that module returned."""
-
-    def stop(module: nn.Module, inputs: Any, output: Any) -> None:
-        raise _FoundError(output)
-
-    return _dry_run(model, lambda: module.register_forward_hook(stop), size, name)
-
-
-def inputs_of(
-    model: nn.Module, module: nn.Module, size: Grid, name: str
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Run the model on one empty image up to a module, and return what that module was given."""
-
-    def stop(module: nn.Module, inputs: Any, named: Any) -> None:
-        raise _FoundError((inputs, named))
-
-    def register() -> Any:
-        return module.register_forward_pre_hook(stop, with_kwargs=True)
-
-    found: tuple[tuple[Any, ...], dict[str, Any]] = _dry_run(model, register, size, name)
-    return found
-
-
-def _dry_run(model: nn.Module, register: Callable[[], Any], size: Grid, name: str) -> Any:
-    hook = register()
-    try:
-        with evaluating(model), torch.no_grad():
-            model(empty_image(model, size))
-    except _FoundError as found:
-        return found.found
-    except Exception as error:
-        raise ValueError(
-            f"{name} cannot take an image of {size[0]}x{size[1]} pixels in a dry run: {error}. "
-            "Give image_size=(height, width)."
-        ) from error
-    finally:
-        hook.remove()
-    raise ValueError(
-        f"{name}: its forward never calls the module where masks should come in. Give another as "
-        "patch_embed=... or first_block=..., or use apply='pixel'."
-    )
+def empty_image(model: nn.Module, size: tuple[int, int]) -> Tensor:
+    """Return one empty image of the model's channels, device and dtype."""
+    parameter = next(model.parameters(), torch.empty(0))
+    convs = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    channels = getattr(model, "in_chans", None) or next(convs, 3)
+    return torch.zeros(1, int(channels), *size, device=parameter.device, dtype=parameter.dtype)
 
 
 @contextmanager
@@ -384,6 +337,51 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         for part, training in modes:
             part.training = training
 
+
+class _Stop(BaseException):
+    """Ends a dry run where enough is known; no model that handles exceptions takes it for one."""
+
+
+class Call(NamedTuple):
+    """What a module was given, by position and by name, and what it returned."""
+
+    inputs: tuple[Any, ...]
+    named: dict[str, Any]
+    output: Any
+
+
+def call_of(model: nn.Module, module: nn.Module, size: Grid) -> Call:
+    """Run the model on one empty image up to a module, and return that module's call.
+
+    Raises:
+        ValueError: the model does not take such an image, or never calls the module.
+    """
+    calls: list[Call] = []
+
+    def stop(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
+        calls.append(Call(inputs, named, output))
+        raise _Stop
+
+    hook = module.register_forward_hook(stop, with_kwargs=True)
+    try:
+        with evaluating(model), torch.no_grad():
+            model(empty_image(model, size))
+    except _Stop:
+        return calls[0]
+    except Exception as error:
+        raise ValueError(
+            f"{model_name(model)} cannot take an image of {size[0]}x{size[1]} pixels in a dry run: "
+            f"{error}. Give image_size=(height, width)."
+        ) from error
+    finally:
+        hook.remove()
+    raise ValueError(
+        f"{model_name(model)}: its forward never calls the module where masks should come in. Give "
+        "another as patch_embed=... or first_block=..., or use apply='pixel'."
+    )
+
+
+# --- Images of other sizes
 
 # What lets a family take images of several sizes, most usual first; the last needs nothing.
 SIZE_ARGUMENTS: tuple[dict[str, Any], ...] = (
@@ -428,20 +426,3 @@ def _takes(model: nn.Module, size: Grid) -> bool:
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError):
         return False
     return True
-
-
-def fill_patches(
-    images: Tensor, mask: Tensor, grid: Grid, patch_size: Grid, filling: Fill
-) -> Tensor:
-    """Fill hidden patches, leaving alone what lies beyond the last whole patch.
-
-    A model whose patches do not divide its images leaves that rest out (SigLIP: 384 pixels in
-    patches of 14).
-    """
-    rows, columns = grid[0] * patch_size[0], grid[1] * patch_size[1]
-    if (rows, columns) == tuple(images.shape[-2:]):
-        return mask_pixels(images, mask, patch_size, filling)
-    filled = images.clone()
-    inside = images[..., :rows, :columns]
-    filled[..., :rows, :columns] = mask_pixels(inside, mask, patch_size, filling)
-    return filled

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maskdistill.models.probing import has_class_token
-from maskdistill.models.request import Request
+from maskdistill.models.tokens import Request
 
 
 class LastBlock:

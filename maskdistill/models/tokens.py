@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from maskdistill.masking.mask import check_mask, patch_grid
 
+Grid: TypeAlias = tuple[int, int]
+"""Rows and columns, or (height, width)."""
 Application: TypeAlias = Literal["token", "drop", "pixel"]
 """``token``: a learned token replaces the patch embedding, before the position embedding (iBOT).
 ``drop``: the token is removed, after the position embedding (MAE, MSN). ``pixel``: the patch is
@@ -31,6 +34,9 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+
+
+# --- Pixels
 
 
 def mask_pixels(
@@ -139,6 +145,26 @@ def _filling(
     raise ValueError(f"fill must be one of {', '.join(FILLS)}; got {fill!r}.")
 
 
+def fill_patches(
+    images: Tensor, mask: Tensor, grid: Grid, patch_size: Grid, filling: Fill
+) -> Tensor:
+    """Fill hidden patches, leaving alone what lies beyond the last whole patch.
+
+    A model whose patches do not divide its images leaves that rest out (SigLIP: 384 pixels in
+    patches of 14).
+    """
+    rows, columns = grid[0] * patch_size[0], grid[1] * patch_size[1]
+    if (rows, columns) == tuple(images.shape[-2:]):
+        return mask_pixels(images, mask, patch_size, filling)
+    filled = images.clone()
+    inside = images[..., :rows, :columns]
+    filled[..., :rows, :columns] = mask_pixels(inside, mask, patch_size, filling)
+    return filled
+
+
+# --- Tokens
+
+
 def replace_tokens(tokens: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
     """Put the mask token where patches are hidden: ``(B, N, D)``, ``(B, N)``, ``(D,)``.
 
@@ -202,7 +228,41 @@ def drop_tokens(tokens: Tensor, keep: Tensor, prefix: int = 0) -> Tensor:
     return torch.cat([tokens[:, :prefix], kept], dim=1) if prefix else kept
 
 
-Grid = tuple[int, int]
+class _Tie(torch.autograd.Function):
+    """Hands tokens on, and a gradient of zero to the mask token that none of them used.
+
+    A copy rather than a view, since models may add to it in place. Of the mask token only the shape
+    is kept, since an optimiser may change its value.
+    """
+
+    @staticmethod
+    def forward(tokens: Tensor, mask_token: Tensor) -> Tensor:
+        return tokens.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        token = inputs[1]
+        ctx.shape, ctx.kind = token.shape, {"dtype": token.dtype, "device": token.device}
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], torch.zeros(ctx.shape, **ctx.kind)
+
+
+def tied(tokens: Tensor, mask_token: Tensor) -> Tensor:
+    """Return the tokens, and see to it that an unused mask token gets a gradient of zero.
+
+    Data-parallel training expects a gradient of every parameter in every step, also in one that
+    masks nothing. Where nothing else learns, the tokens come back as they are: a gradient would
+    only make the whole network keep its activations.
+    """
+    if not tokens.requires_grad:
+        return tokens
+    copy: Tensor = _Tie.apply(tokens, mask_token)
+    return copy
+
+
+# --- Where the tokens are
 
 
 @dataclass(frozen=True)
@@ -247,16 +307,17 @@ class Layout:
         Raises:
             ValueError: an output whose token grid is not a multiple of the patch grid.
         """
-        tokens = self.tokens(output)
-        size = self._token_grid(tokens, grid)
-        if size != grid:
-            mask = upsample(mask, grid, size)
-        is_flat = self.axes == "b n d"
-        flat = tokens if is_flat else rearrange(tokens, f"{self.axes} -> b (h w) d")
-        replaced = replace_tokens(flat, mask, mask_token)
-        if not is_flat:
-            replaced = rearrange(replaced, f"b (h w) d -> {self.axes}", h=size[0])
-        return (replaced, *output[1:]) if self.in_tuple else replaced
+        size = self._token_grid(self.tokens(output), grid)
+        hidden = mask if size == grid else upsample(mask, grid, size)
+
+        def replaced(tokens: Tensor) -> Tensor:
+            if self.axes == "b n d":
+                return replace_tokens(tokens, hidden, mask_token)
+            flat = rearrange(tokens, f"{self.axes} -> b (h w) d")
+            flat = replace_tokens(flat, hidden, mask_token)
+            return rearrange(flat, f"b (h w) d -> {self.axes}", h=size[0])
+
+        return self.map(output, replaced)
 
     def _token_grid(self, tokens: Tensor, grid: Grid) -> Grid:
         if self.axes == "b h w d":
@@ -319,16 +380,11 @@ def find_layout(output: Any, grid: Grid) -> Layout | None:
         return None
     # Channels last, or first: the two axes with the proportions of the patch grid are the rows
     # and columns. An exact match wins over mere proportions.
-    for fits in (_equal, _alike):
-        if fits(shape[1:3], grid):
-            return Layout("b h w d", in_tuple, _ratio(shape[1:3], grid))
-        if fits(shape[2:4], grid):
-            return Layout("b d h w", in_tuple, _ratio(shape[2:4], grid))
+    for fits in (operator.eq, _alike):
+        for axes, size in (("b h w d", shape[1:3]), ("b d h w", shape[2:4])):
+            if fits(size, grid):
+                return Layout(axes, in_tuple, _ratio(size, grid))
     return None
-
-
-def _equal(size: tuple[int, ...], grid: Grid) -> bool:
-    return size == grid
 
 
 def _alike(size: tuple[int, ...], grid: Grid) -> bool:
@@ -348,3 +404,40 @@ def _ratio(size: tuple[int, ...], grid: Grid) -> Grid | None:
     if size[0] % grid[0] or size[1] % grid[1]:
         return None
     return size[0] // grid[0], size[1] // grid[1]
+
+
+# --- The running forward
+
+
+class Request:
+    """What the running forward asks of the hooks: one object, which wrapper and hooks share.
+
+    torch.compile sees it from both sides; through a method bound to the wrapper, torch 2.6 reads a
+    mask that is out of date.
+
+    Attributes:
+        mask: ``(B, N)`` of the running forward, or None.
+        keep: ``(B, K)`` indices of the patch tokens that are kept, or None.
+        grid: patch rows and columns of the running forward's images.
+        tokens: number of patch tokens before any is dropped.
+        class_only: whether the class token is all that is wanted.
+        recorders: of the attention, while they are recording.
+        batch, patches: for a recorder: images, and patches that are seen of each.
+        per_patch: rows and columns of the model's own patches in one of the mask.
+    """
+
+    def __init__(self) -> None:
+        self.mask: Tensor | None = None
+        self.keep: Tensor | None = None
+        self.grid: Grid = (0, 0)
+        self.tokens = 0
+        self.class_only = False
+        self.recorders: list[Any] = []
+        self.batch = self.patches = 0
+        self.per_patch: Grid = (1, 1)
+
+    def clear(self) -> None:
+        """Forget the mask."""
+        self.mask = self.keep = None
+        if self.recorders:
+            self.batch = self.patches = 0

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
@@ -18,7 +17,7 @@ from typing import IO, Any, BinaryIO, NamedTuple, cast
 import numpy as np
 import torch
 
-from maskdistill.data.writing import file_checksum, replace_durably
+from maskdistill.data.writing import file_checksum, locked, replace_durably, to_disk
 from maskdistill.policies import ViewPolicy
 from maskdistill.training.config import TrainingConfig
 from maskdistill.training.distributed import Agreement, gathered, load_gathered, load_moments
@@ -94,8 +93,7 @@ def save_checkpoint(
         with temporary.open("wb") as file:
             hashing = _HashingFile(file)
             torch.save({"format": FORMAT, **content}, cast(IO[bytes], hashing))
-            file.flush()
-            os.fsync(file.fileno())
+            to_disk(file)
         _check_readable(temporary)
         path = folder / f"step-{step:08d}-{hashing.checksum}.pt"
         replace_durably(temporary, path)
@@ -263,23 +261,18 @@ def _is_damaged(path: Path) -> bool:
         return False
 
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+# --- The folder of a run
 
 LOCK = ".lock"
-# By process too: a forked one has a copy of this, and not the locks.
-_held: dict[tuple[int, Path], int] = {}
+"""The file that is locked while a run writes into its folder; it names the process."""
 
 
 @contextlib.contextmanager
 def hold_folder(out: Path) -> Iterator[None]:
     """Keep other processes from writing a run into the same folder while the context lasts.
 
-    The system lets go of the lock when the process ends, however it ends. Within a process it may
-    be taken again, as the main job and ``Trainer.fit`` do. The lock is the process's own and is not
-    inherited by a loader's workers, which may outlive a killed run for some seconds.
+    Within a process it may be taken again, as the main job and ``Trainer.fit`` do. See
+    `data.writing.locked` for what becomes of it when the process is killed.
 
     Args:
         out: folder of the run; made if it is not there.
@@ -294,35 +287,11 @@ def hold_folder(out: Path) -> Iterator[None]:
         raise type(error)(
             f"the output folder {out} cannot be made: {error}. Choose --out."
         ) from None
-    key = (os.getpid(), out.resolve())
-    if fcntl is None or _held.get(key):
-        _held[key] = _held.get(key, 0) + 1
-        try:
-            yield
-        finally:
-            _held[key] -= 1
-        return
-    with (out / LOCK).open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise _in_use(out) from None
-        except OSError as error:  # such as on a Lustre that is mounted without locks
-            warnings.warn(
-                f"{out} lies on a file system without locks ({error.strerror}): nothing keeps a "
-                "second run from writing there.",
-                UserWarning,
-                stacklevel=4,
-            )
-        file.truncate(0)
+    path = out.resolve() / LOCK
+    with locked(path, lambda: _in_use(out), again=True):
         holder = {"host": platform.node(), "process": os.getpid(), "launch": launch()}
-        file.write(json.dumps(holder) + "\n")
-        file.flush()
-        _held[key] = 1
-        try:
-            yield
-        finally:
-            _held[key] = 0
+        path.write_text(json.dumps(holder) + "\n")
+        yield
 
 
 def refuse_if_held(out: Path) -> None:
@@ -331,15 +300,9 @@ def refuse_if_held(out: Path) -> None:
     Raises:
         BlockingIOError: another run holds it.
     """
-    path = out / LOCK
-    if fcntl is None or _held.get((os.getpid(), out.resolve())) or not path.is_file():
-        return
-    with contextlib.suppress(PermissionError), path.open("r+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise _in_use(out) from None
-        except OSError:  # no locks here
+    path = out.resolve() / LOCK
+    if path.is_file():
+        with contextlib.suppress(PermissionError), locked(path, lambda: _in_use(out), again=True):
             return
 
 

@@ -254,9 +254,7 @@ def _train_and_judge(
         evaluate_every=every if config.evaluations else None,
     )
     vit = trainer.teacher.backbone
-    values = report.evaluation or {}
-    if "effective_rank" not in values:  # the run was finished by an earlier version
-        values = {**evaluate(vit), **values}
+    assert report.evaluation is not None
     end, after = judge.end(vit)
     weights = gathered(vit.backbone.state_dict())
     if not processes.is_main:
@@ -265,8 +263,8 @@ def _train_and_judge(
     summary: dict[str, Any] = {
         **start,
         **end,
-        **values,
-        "knn_20": values["knn"],
+        **report.evaluation,
+        "knn_20": report.evaluation["knn"],
         "steps": report.steps,
         "images_per_second": report.images_per_second,
         "training_seconds": report.seconds,

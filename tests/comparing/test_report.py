@@ -20,10 +20,15 @@ import pytest
 
 from maskdistill.cli import main
 from maskdistill.comparing import Cell, Study, gather, read_study
-from maskdistill.comparing.one_run import carry_out, is_done, with_folder
+from maskdistill.comparing.one_run import (
+    RunRequest,
+    carry_out,
+    folder_of,
+    is_done,
+    write_identity,
+)
 from maskdistill.comparing.report import page, report, study_toml
 from maskdistill.comparing.results import Results, sentences
-from maskdistill.comparing.running import folder_of, identity, orders
 from maskdistill.evaluation import knn_accuracies, load_backbone
 from maskdistill.training.job import open_images
 
@@ -57,9 +62,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of which all runs but the last are done."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "study.toml").write_text(SETTINGS)
-    wanted = orders(read_study(folder / "study.toml"))
-    for cell, order in list(wanted.items())[:-1]:
-        carry_out(with_folder(order, folder_of(folder / "out", cell), "cpu"))
+    study = read_study(folder / "study.toml")
+    for cell in study.cells()[:-1]:
+        carry_out(RunRequest(study, cell, folder_of(folder / "out", cell), "cpu"))
     return folder
 
 
@@ -255,10 +260,10 @@ def test_numbers_that_are_not_finite_are_null(results: Results) -> None:
 
 def test_runs_of_other_settings_are_not_reported(results: Results, tmp_path: Path) -> None:
     shutil.copytree(results.out, tmp_path / "out")
-    for cell, order in orders(results.study).items():
+    for cell in results.study.cells():
         folder = folder_of(tmp_path / "out", cell)
         if folder.is_dir():
-            (folder / "cell.json").write_text(json.dumps(identity(order)))
+            write_identity(results.study, cell, "", folder)
     gather(results.study, tmp_path / "out")
     other = {**results.study.policies, "random": {"masker": "RandomMasker(0.7)"}}
     with pytest.raises(ValueError, match=r"random-seed0 was begun with other settings: policy was"):
@@ -271,11 +276,11 @@ def test_runs_measured_otherwise_are_not_mixed(results: Results) -> None:
 
 
 def test_a_cut_summary_is_no_end(results: Results, tmp_path: Path) -> None:
-    shutil.copytree(folder_of(results.out, Cell("random", 0)), tmp_path / "run")
-    order = orders(results.study)[Cell("random", 0)]
-    assert is_done(tmp_path / "run", order)
-    (tmp_path / "run/summary.json").write_text("{")
-    assert not is_done(tmp_path / "run", order)
+    cell, run = Cell("random", 0), tmp_path / "run"
+    shutil.copytree(folder_of(results.out, cell), run)
+    assert is_done(results.study, cell, run)
+    (run / "summary.json").write_text("{")
+    assert not is_done(results.study, cell, run)
 
 
 def test_a_study_in_python_says_so(results: Results) -> None:
@@ -289,7 +294,7 @@ def test_a_study_in_python_says_so(results: Results) -> None:
 def test_without_the_images_there_is_a_report_without_pictures(
     results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(source: object) -> None:
+    def gone(*_: object) -> None:
         raise FileNotFoundError("pictures/ does not exist.")
 
     monkeypatch.setattr("maskdistill.comparing.report.open_images", gone)
@@ -309,16 +314,17 @@ def test_nothing_done_is_nothing_to_report(results: Results, tmp_path: Path) -> 
 @pytest.mark.parametrize("damage", ["cut", "gone", "foreign"])
 def test_damaged_measures_are_taken_again(results: Results, tmp_path: Path, damage: str) -> None:
     cell = Cell("none", 0)
-    order = orders(results.study)[cell]
-    shutil.copytree(folder_of(results.out, cell), tmp_path / "run")
-    path = tmp_path / "run/measured.json"
+    run = tmp_path / "run"
+    shutil.copytree(folder_of(results.out, cell), run)
+    path = run / "measured.json"
     if damage == "gone":
         path.unlink()
     else:
         path.write_text(path.read_text()[:40] if damage == "cut" else '{"protocol": 3}')
-    assert not is_done(tmp_path / "run", order)
-    carry_out(with_folder(order, tmp_path / "run", "cpu"))  # trains nothing: the run is there
-    assert is_done(tmp_path / "run", order)
+    assert not is_done(results.study, cell, run)
+    # It trains nothing: the run is there.
+    carry_out(RunRequest(results.study, cell, run, "cpu"))
+    assert is_done(results.study, cell, run)
     again = json.loads(path.read_text())
     before = json.loads((folder_of(results.out, cell) / "measured.json").read_text())
     for name, value in before["policy"]["values"].items():
@@ -326,11 +332,12 @@ def test_damaged_measures_are_taken_again(results: Results, tmp_path: Path, dama
 
 
 def test_fewer_measures_need_no_run_and_more_do(results: Results) -> None:
-    wanted = orders(results.study)[Cell("none", 0)]
-    out = folder_of(results.out, Cell("none", 0))
-    assert is_done(out, dataclasses.replace(wanted, groups=("knn",)))
-    assert not is_done(out, dataclasses.replace(wanted, groups=("knn", "health")))
+    cell = Cell("none", 0)
+    run = folder_of(results.out, cell)
+    more = dataclasses.replace(results.study, measures=("knn", "health"), claims=("knn_20",))
+    assert not is_done(more, cell, run)
     fewer = dataclasses.replace(results.study, measures=("knn",), claims=("knn_20",))
+    assert is_done(fewer, cell, run)
     assert set(gather(fewer, results.out).measures) == {"knn_10", "knn_20", "knn_100", "knn_200"}
 
 

@@ -19,7 +19,8 @@ import pytest
 
 import maskdistill as md
 from maskdistill.comparing import Cell, Outcome, Study, StudyInterrupted, running
-from maskdistill.comparing.running import check_unchanged, devices_at_hand, folder_of, run_grid
+from maskdistill.comparing.one_run import check_unchanged, folder_of
+from maskdistill.comparing.running import devices_at_hand, run_grid
 
 # Stands in for a run: says what it is, waits where it is told to, and ends as it is told to.
 WORKER = """
@@ -52,7 +53,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         code = WORKER.format(folder=str(tmp_path), **options)
         return [sys.executable, "-c", code]
 
-    monkeypatch.setattr(running, "worker_command", command)
+    monkeypatch.setattr(running, "run_command", command)
     return options
 
 

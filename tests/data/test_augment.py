@@ -14,7 +14,6 @@ from maskdistill.data import (
     BatchStream,
     CropDataset,
     MultiCrop,
-    crop_loader,
     derive_seed,
     normalize,
     resize_for_evaluation,
@@ -36,14 +35,6 @@ class One(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return gradient(), 0
 
 
-def test_shapes() -> None:
-    crops = MultiCrop(32, 16, local_crops=3)(gradient())
-    assert [tuple(c.shape) for c in crops.images] == [(3, 32, 32)] * 2 + [(3, 16, 16)] * 3
-    assert all(c.dtype == torch.uint8 for c in crops.images)
-    assert crops.boxes.shape == (5, 4)
-    assert crops.flipped.shape == (5,)
-
-
 def test_boxes_and_flips_say_where_a_crop_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(augment, "colour_", lambda images, colours: images)
     torch.manual_seed(0)
@@ -62,18 +53,6 @@ def test_boxes_and_flips_say_where_a_crop_lies(monkeypatch: pytest.MonkeyPatch) 
     assert 20 < flips < 60
 
 
-def test_scales_are_kept() -> None:
-    torch.manual_seed(0)
-    transform = MultiCrop(8, 8, 2, global_scale=(0.5, 1.0), local_scale=(0.1, 0.3))
-    boxes = transform.cut([gradient()] * 200, torch.arange(200)).boxes
-    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-    assert float(area[:, :2].min()) > 0.46
-    assert float(area[:, :2].max()) <= 1
-    assert float(area[:, 2:].min()) > 0.08
-    assert float(area[:, 2:].max()) < 0.33
-    assert float(area[:, 2:].mean()) == pytest.approx(0.2, abs=0.02)
-
-
 def test_colours_are_augmented_as_often_as_in_dino() -> None:
     n, transform = 3000, MultiCrop(224, 96, 2)
     sampled = transform.sample(torch.arange(n), torch.tensor([[60, 80]]).expand(n, 2))
@@ -84,16 +63,12 @@ def test_colours_are_augmented_as_often_as_in_dino() -> None:
     assert float(sampled.sigma[:, 0].max()) == pytest.approx(2.0, abs=0.01)
     small = MultiCrop(56, 24, 2).sample(torch.arange(n), torch.tensor([[60, 80]]).expand(n, 2))
     assert float(small.sigma.max()) == pytest.approx(0.5, abs=0.01)
-    fixed = MultiCrop(56, 24, 2, blur_scale=1.0)
-    assert torch.equal(
-        fixed.sample(torch.arange(9), torch.full((9, 2), 60)).sigma,
-        transform.sample(torch.arange(9), torch.full((9, 2), 60)).sigma,
-    )
 
 
 def test_the_views_are_those_of_the_pillow_pipeline() -> None:
     """Box edges, channel means, spreads and histograms of many crops, view by view."""
-    n, transform = 1000, MultiCrop(24, 16, 1)
+    n = 1000
+    transform = MultiCrop(24, 16, 1, global_scale=(0.5, 1.0), local_scale=(0.1, 0.3))
     images = [to_pillow(x) for x in scenes(20, 48)] * (n // 20)
     torch.manual_seed(3)
     reference = PillowCrops(transform)
@@ -134,23 +109,6 @@ def _roughness(x: Tensor) -> Tensor:
 def _shares_of_levels(x: Tensor) -> Tensor:
     bins = (x / 32).long()
     return torch.stack([(bins == i).float().mean(dim=(2, 3)) for i in range(8)], 1).flatten(1)
-
-
-def test_on_a_device_as_by_workers() -> None:
-    """The device's way on a CPU: the same boxes, and pixels to a couple of levels."""
-    transform, count = MultiCrop(32, 16, 3), 24
-    x = scenes(count, 60)[:, :, :45]
-    keys = torch.arange(count)
-    workers = transform.cut(list(x), keys)
-    sizes = torch.tensor([[45, 60]]).expand(count, 2)
-    device = transform.cut_resident(x.permute(0, 2, 3, 1), sizes, keys)
-    assert torch.equal(workers.boxes, device.boxes)
-    assert torch.equal(workers.flipped, device.flipped)
-    solarized = transform.sample(keys, sizes).solarize
-    for v, (a, b) in enumerate(zip(workers.images, device.images, strict=True)):
-        off = (a.int() - b.int()).abs()[~solarized[:, v]].float()
-        assert float(off.mean()) < 0.3
-        assert float((off > 3).float().mean()) < 0.005
 
 
 def test_images_of_any_kind(tmp_path: Path) -> None:
@@ -212,19 +170,6 @@ def test_batches_and_their_order_do_not_matter() -> None:
     again = collate_crops([dataset[item] for item in items])
     assert all(torch.equal(a, b) for a, b in zip(again.images, together.images, strict=True))
     assert torch.equal(again.boxes, together.boxes)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_stream_goes_on_where_it_stopped(workers: int) -> None:
-    dataset = CropDataset(One(), MultiCrop(16, 8, 1), seed=0)
-
-    def boxes(start: int) -> list[torch.Tensor]:
-        stream = BatchStream(10, 4, start=start, stop=6, seed=0)
-        return [crops.boxes for crops in crop_loader(dataset, stream, workers=workers)]
-
-    whole, rest = boxes(0), boxes(3)
-    assert whole[0].shape == (4, 3, 4)
-    assert all(torch.equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
 
 
 def test_each_epoch_is_a_permutation_shared_by_the_ranks() -> None:

@@ -144,21 +144,6 @@ def test_numbers_do_not_hang_together() -> None:
     assert float(correlation[~expected].abs().max()) < 5 / math.sqrt(N)
 
 
-def test_a_key_decides_alone() -> None:
-    sizes = torch.tensor([[375, 500], [84, 84], [40, 200], [84, 84]])
-    together = sample_crops(keys(4), sizes, rates())
-    for i in range(4):
-        alone = sample_crops(keys(4)[i : i + 1], sizes[i : i + 1], rates())
-        assert all(torch.equal(a[i], b[0]) for a, b in zip(together, alone, strict=True))
-    backwards = sample_crops(keys(4).flip(0), sizes.flip(0), rates())
-    assert all(torch.equal(a, b.flip(0)) for a, b in zip(together, backwards, strict=True))
-
-
-def test_keys_differ() -> None:
-    all_keys = [keys(500, seed, epoch) for seed in range(4) for epoch in range(5)]
-    assert len(torch.cat(all_keys).unique()) == 500 * 20
-
-
 def test_golden_crops() -> None:
     """A change of these changes every run: say so in the CHANGELOG."""
     sampled = sample_crops(keys(2, seed=7, epoch=3), torch.tensor([[375, 500], [84, 84]]), rates())

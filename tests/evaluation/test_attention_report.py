@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -148,18 +147,14 @@ def test_random_weights_are_the_layers_own() -> None:
     assert vit.backbone.get_buffer("2.running_mean").any()
 
 
-def test_a_bare_model_of_timm() -> None:
-    images, masks = scenes(4)
-    model = timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, num_classes=0
-    )
-    bare = attention_quality(model, images, masks, seeds=(0,), discovery=False)
-    assert not model.patch_embed._forward_hooks
-    assert bare.model.corloc_lost is None
-    assert bare.model.corloc_token_cut is None
-    wrapped = attention_quality(md.MaskedViT(model), normalize(images), masks, seeds=(0,))
-    assert wrapped.model.jaccard_best_head == bare.model.jaccard_best_head, "floats are normalised"
-    assert wrapped.model.corloc_lost is not None
+def test_floats_are_normalised_already() -> None:
+    (images, masks), vit = scenes(4), tiny()
+    pixels = attention_quality(vit, images, masks, seeds=(0,), discovery=False)
+    assert pixels.model.corloc_lost is None
+    assert pixels.model.corloc_token_cut is None
+    floats = attention_quality(vit, normalize(images), masks, seeds=(0,))
+    assert floats.model.jaccard_best_head == pixels.model.jaccard_best_head
+    assert floats.model.corloc_lost is not None
 
 
 def test_it_prints_as_a_table() -> None:

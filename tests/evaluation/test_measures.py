@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +262,9 @@ def test_features_are_kept_in_the_cache(
     first = measure(vit, images, 32, **options)
     assert len(list(tmp_path.iterdir())) == 2  # of training and of validation images
     assert measure(vit, images, 32, **options).values == first.values
+
+
+def test_importing_is_light() -> None:
+    heavy = {"sklearn", "scipy", "torchvision", "timm", "matplotlib"}
+    code = f"import sys, maskdistill.evaluation.measures; print({heavy} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

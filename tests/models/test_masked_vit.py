@@ -341,7 +341,6 @@ def test_state_dicts_have_the_wrapped_models_keys() -> None:
     assert plain == given, "the given dict stays as it is"
     assert bool((vit.mask_token == 3).all()), "a mask token that is missing keeps its value"
     assert torch.equal(model.pos_embed, plain["pos_embed"])
-    vit.load_state_dict({f"backbone.{key}": value for key, value in plain.items()})  # older ones
     with pytest.raises(RuntimeError, match="Unexpected key"):
         vit.load_state_dict({**plain, "unknown": torch.zeros(1)})
     plain.pop("pos_embed")

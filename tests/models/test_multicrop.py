@@ -41,7 +41,7 @@ def test_order_and_grouping(net: md.MultiCropWrapper) -> None:
 def test_masks_reach_their_crops(net: md.MultiCropWrapper) -> None:
     crops = [torch.randn(2, 3, 32, 32) for _ in range(3)]
     masks = [md.RandomMasker(0.5)(2, (4, 4)), None, md.RandomMasker(0.25)(2, (4, 4))]
-    output = net(crops, masks, [8, 0, 4])
+    output = net(crops, masks)
     for i, (crop, mask) in enumerate(zip(crops, masks, strict=True)):
         torch.testing.assert_close(output.features[2 * i : 2 * i + 2], net.backbone(crop, mask))
 

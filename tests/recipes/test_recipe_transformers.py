@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import re
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -217,71 +216,22 @@ def test_no_parameter_is_unused(kind: str, apply: str) -> None:
         assert all(p.grad is not None for p in vit.parameters() if p.requires_grad)
 
 
-def train_in_parallel(rank: int, store: str) -> None:
-    """Six steps of each model and form, every third of which masks nothing."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    for kind, apply in SOUND:
-        torch.manual_seed(0)
-        vit = wrapped(kind, apply).train()
-        if apply != "token":
-            vit.backbone.embeddings.mask_token.requires_grad_(False)
-        student: Any = DistributedDataParallel(vit, find_unused_parameters=False)
-        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
-        torch.manual_seed(1 + rank)
-        for step in range(6):
-            views, policy = crops(), md.ViewPolicy.none() if step % 3 == 2 else POLICY
-            with vit.masking(policy(views, PATCH).student):
-                out = [student(view, **options(kind)).last_hidden_state for view in views]
-            optimizer.zero_grad()
-            torch.cat([tokens[:, :5].flatten(1) for tokens in out]).square().mean().backward()
-            optimizer.step()
-        weights = torch.cat([parameter.detach().flatten() for parameter in vit.parameters()])
-        both = [torch.empty_like(weights) for _ in range(2)]
-        dist.all_gather(both, weights)
-        assert torch.equal(*both), f"the processes' weights differ: {kind}, {apply}"
-    dist.destroy_process_group()
-
-
-@pytest.mark.long
-def test_two_processes_stay_equal(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(train_in_parallel, (str(tmp_path / "store"),), nprocs=2)
-
-
 # --- The script
 
 
-DIFF_LINES = 5
-
-
-def diff_of_the_docs() -> str:
-    page = (ROOT / "docs" / "recipes" / "transformers.md").read_text(encoding="utf-8")
-    (diff,) = re.findall(r"^```diff\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    return str(diff)
-
-
-def run(code: str, *arguments: str) -> str:
-    """Run the text of a script, and return what it prints."""
-    printed = io.StringIO()
-    name = "a_recipe_in_a_test"
-    module = types.ModuleType(name)
-    old, sys.argv = sys.argv, ["recipe", "--steps", "2", "--batch-size", "2", *arguments]
-    sys.modules[name] = module
-    try:
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, "recipe_transformers.py", "exec"), vars(module))
-            vars(module)["main"]()
-    finally:
-        sys.argv = old
-        del sys.modules[name]
-    return printed.getvalue()
+def run(code: str, *arguments: str) -> list[str]:
+    """Run the text of the script, and return the losses that it prints."""
+    command = [sys.executable, "-", "--steps", "2", "--batch-size", "2", *arguments]
+    done = subprocess.run(command, input=code, capture_output=True, text=True, check=True)
+    return re.findall(r"loss (\d[\d.]+)", done.stdout)
 
 
 def test_five_lines_change_the_loop() -> None:
     """The diff in the docs is of the script, which runs before and after."""
     after = (ROOT / "examples" / "recipe_transformers.py").read_text(encoding="utf-8")
-    diff = diff_of_the_docs()
-    assert sum(line.startswith("+") for line in diff.splitlines()) == DIFF_LINES
+    page = (ROOT / "docs" / "recipes" / "transformers.md").read_text(encoding="utf-8")
+    (diff,) = re.findall(r"^```diff\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert sum(line.startswith("+") for line in diff.splitlines()) == 5
     before = after
     for hunk in re.split(r"^ \.\.\.$", diff, flags=re.MULTILINE):
         lines = hunk.strip("\n").splitlines()
@@ -291,17 +241,15 @@ def test_five_lines_change_the_loop() -> None:
         before = before.replace(new, old)
     assert not re.search(r"(?<![.\w])md\.", before)
     assert "mask" not in before.partition("for step")[2]
-    losses = [re.findall(r"loss ([\d.]+)", run(code)) for code in (before, after)]
+    losses = [run(code) for code in (before, after)]
     assert len(losses[0]) == len(losses[1]) == 2
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize(("kind", "apply"), [("vit", "drop"), ("dinov3_vit", "pixel")])
-def test_the_script_runs(script: types.ModuleType, kind: str, apply: str) -> None:
+def test_the_script_runs(script: types.ModuleType) -> None:
     code = Path(script.__file__ or "").read_text(encoding="utf-8")
     masker = "BlockMasker(0.4).exactly(0.4)"
-    printed = run(code, "--model", kind, "--apply", apply, "--masker", masker)
-    assert re.search(r"step +1  loss \d", printed)
+    assert len(run(code, "--model", "vit", "--apply", "drop", "--masker", masker)) == 2
 
 
 def test_saved_models_come_and_go(script: types.ModuleType, tmp_path: Path) -> None:

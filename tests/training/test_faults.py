@@ -44,8 +44,8 @@ def kill_runs(folder: Path, kills: int, **options: int) -> None:
     assert 0 < seen["lost"] <= 3, "at most an interval between checkpoints"
 
 
-def test_killed_20_times(tmp_path: Path) -> None:
-    kill_runs(tmp_path, 20)
+def test_killed_10_times(tmp_path: Path) -> None:
+    kill_runs(tmp_path, 10)
 
 
 @pytest.mark.long

@@ -149,7 +149,6 @@ def of_shards(folder: Path, **changes: Any) -> Trainer:
 def test_shards_stream_and_resume(shards: Path, tmp_path: Path) -> None:
     whole = fit(of_shards(shards, workers=0), tmp_path / "whole")
     assert whole.total_steps == 2 * whole.feed.steps_per_epoch == 32
-    assert_same(weights(fit(of_shards(shards, workers=2), tmp_path / "two")), weights(whole))
     with within_step(19, terminate), pytest.raises(TrainingInterrupted):
         fit(of_shards(shards, workers=2), tmp_path / "halves")
     resumed = fit(of_shards(shards, workers=0), tmp_path / "halves", resume=True)

@@ -106,9 +106,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("stops", "workers"),
-    [([1], 0), ([2, 3, 7], 0), ([4], 0), ([6, 8], 2), ([9, 10], 0), ([11], 2), ([12], 0)],
-    ids=str,
+    ("stops", "workers"), [([1, 2, 3, 4, 7, 9, 12], 0), ([6, 8, 11], 2)], ids=str
 )
 def test_stopped_at_any_step(
     build: Build, whole: Path, tmp_path: Path, stops: list[int], workers: int
@@ -132,16 +130,15 @@ def test_stopped_at_any_step(
     assert report.evaluation == {"score": lines(whole)[-1]["score"]}
 
 
-@pytest.mark.parametrize("stop", [4, 5])
-def test_killed_without_a_warning(build: Build, whole: Path, tmp_path: Path, stop: int) -> None:
+def test_killed_without_a_warning(build: Build, whole: Path, tmp_path: Path) -> None:
     """What was done after the last checkpoint is done again, and is not recorded twice."""
 
     def kill() -> None:
         raise KeyboardInterrupt
 
-    with within_step(stop, kill), pytest.raises(KeyboardInterrupt):
+    with within_step(8, kill), pytest.raises(KeyboardInterrupt):
         fit(build(RANDOM, **CHANGES), tmp_path, evaluate=score, evaluate_every=3)
-    assert latest_checkpoint(tmp_path).step == stop - 1 - (stop - 1) % 4
+    assert latest_checkpoint(tmp_path).step == 4
     fit(build(RANDOM, **CHANGES), tmp_path, resume=True, evaluate=score, evaluate_every=3)
     assert_same(saved(tmp_path), saved(whole))
     assert lines(tmp_path) == lines(whole)
@@ -275,11 +272,11 @@ def kill_a_worker() -> Callable[[], None]:
     return kill
 
 
-@pytest.mark.parametrize("step", [2, 7])
 def test_a_worker_that_dies(
-    build: Build, whole: Path, tmp_path: Path, step: int, kill_a_worker: Callable[[], None]
+    build: Build, whole: Path, tmp_path: Path, kill_a_worker: Callable[[], None]
 ) -> None:
     """The running step is finished first: half a step would be saved otherwise."""
+    step = 7
     with within_step(step, kill_a_worker), pytest.raises(LoaderError) as caught:
         fit(build(RANDOM, **CHANGES, workers=2), tmp_path, evaluate=score, evaluate_every=3)
     found = latest_checkpoint(tmp_path)
@@ -306,10 +303,8 @@ def test_a_signal_to_the_workers_as_well(
     assert latest_checkpoint(tmp_path).step == 3
 
 
-@pytest.mark.parametrize("start", ["fork", "forkserver"])
-def test_workers_outlast_signals(build: Build, whole: Path, tmp_path: Path, start: str) -> None:
+def test_workers_outlast_signals(build: Build, whole: Path, tmp_path: Path) -> None:
     """torchrun and schedulers signal the workers too, without whom no step would be finished."""
-    before = multiprocessing.get_start_method()
     others = set(multiprocessing.active_children())
 
     def from_elsewhere() -> None:
@@ -320,13 +315,8 @@ def test_workers_outlast_signals(build: Build, whole: Path, tmp_path: Path, star
         time.sleep(0.2)
         assert all(worker.is_alive() for worker in workers)
 
-    multiprocessing.set_start_method(start, force=True)
-    try:
-        with within_step(7, from_elsewhere):
-            trainer = build(RANDOM, **CHANGES, workers=2)
-            fit(trainer, tmp_path, evaluate=score, evaluate_every=3)
-    finally:
-        multiprocessing.set_start_method(before, force=True)
+    with within_step(7, from_elsewhere):
+        fit(build(RANDOM, **CHANGES, workers=2), tmp_path, evaluate=score, evaluate_every=3)
     assert set(multiprocessing.active_children()) <= others
     assert_same(saved(tmp_path), saved(whole))
 

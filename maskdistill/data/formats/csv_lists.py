@@ -11,6 +11,7 @@ of the others and is not read.
 from __future__ import annotations
 
 import csv
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,14 +37,16 @@ def misfit(path: Path, label_column: str) -> str:
 
 def read(path: Path, label_column: str) -> Listing:
     """List the images of CSV files with the columns `filename` and this one."""
-    finder = _Finder((path / "images", path))
+    roots = (path / "images", path)
+    names_in = functools.cache(_names_in)  # each folder is listed once, not asked for each file
     files: dict[Path, ImageFile] = {}
     missing: list[_Row] = []
     rows = repeated = 0
     for table in _tables(path):
         for row in _rows(table, label_column):
             rows += 1
-            found = finder.find(row.filename)
+            places = (root / row.filename for root in roots)
+            found = next((file for file in places if file.name in names_in(file.parent)), None)
             if found is None:
                 missing.append(row)
             elif found not in files:
@@ -109,25 +112,8 @@ def _lines(table: Path) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, stripped
 
 
-class _Finder:
-    """Finds files in some folders, listing each folder once instead of asking for each file."""
-
-    def __init__(self, roots: tuple[Path, ...]) -> None:
-        self._roots = roots
-        self._listed: dict[Path, frozenset[str]] = {}
-
-    def find(self, name: str) -> Path | None:
-        for root in self._roots:
-            path = root / name
-            if path.name in self._names(path.parent):
-                return path
-        return None
-
-    def _names(self, folder: Path) -> frozenset[str]:
-        if folder not in self._listed:
-            exists = folder.is_dir()
-            self._listed[folder] = frozenset(os.listdir(folder)) if exists else frozenset()
-        return self._listed[folder]
+def _names_in(folder: Path) -> frozenset[str]:
+    return frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
 
 
 def _missing_message(missing: list[_Row], rows: int, folder: Path) -> str:

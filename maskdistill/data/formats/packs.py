@@ -41,12 +41,6 @@ class NpzBytes:
     copy, and the system drops what it needs the memory for. What is compressed is read into memory.
     A pickled copy holds the path alone and opens the file again.
 
-    Example:
-        >>> np.savez("pets.npz", data=np.arange(200, dtype=np.uint8))  # doctest: +SKIP
-        >>> data = NpzBytes("pets.npz", "data")  # doctest: +SKIP
-        >>> len(data), data[65:68]  # doctest: +SKIP
-        (200, b'ABC')
-
     Attributes:
         dtype: of the array; slices mean what they say for uint8 alone.
         shape: of the array.

@@ -32,14 +32,7 @@ _NUMBERS = "biuf"
 
 
 class UnsafePickleError(ValueError):
-    """A pickle names something that no array or plain container needs; nothing of it was run.
-
-    Example:
-        >>> load_arrays("evil.pkl")  # doctest: +SKIP
-        Traceback (most recent call last):
-        ...
-        maskdistill.data.formats.pickles.UnsafePickleError: evil.pkl names posix.system, ...
-    """
+    """A pickle names something that no array or plain container needs; nothing of it was run."""
 
 
 def load_arrays(path: str | Path) -> Any:
@@ -47,11 +40,6 @@ def load_arrays(path: str | Path) -> Any:
 
     Pickles of Python 2 and 3 and of NumPy 1 and 2 are read, in any protocol. The strings of a
     Python 2 pickle come back as bytes.
-
-    Example:
-        >>> cache = load_arrays("mini-imagenet-cache-train.pkl")  # doctest: +SKIP
-        >>> cache["image_data"].shape  # doctest: +SKIP
-        (38400, 84, 84, 3)
 
     Raises:
         UnsafePickleError: the pickle names anything but what arrays and plain containers need.
