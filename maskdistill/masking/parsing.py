@@ -4,46 +4,23 @@ from __future__ import annotations
 
 import ast
 import difflib
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any
 
+from maskdistill.masking import geometry, guided, ratios, rectangles, uniform
 from maskdistill.masking.base import Masker, Mixture
-from maskdistill.masking.geometry import SceneMasker
-from maskdistill.masking.guided import (
-    AttentionGuidedMasker,
-    AttentionHintMasker,
-    ClusterMasker,
-    DPPMasker,
-    PartMasker,
-    SignalMasker,
-)
-from maskdistill.masking.ratios import Cosine, Linear, Quadratic, Steps, Stratified, Uniform, WarmUp
-from maskdistill.masking.rectangles import (
-    BlockMasker,
-    MultiBlockMasker,
-    SingleBlockMasker,
-    SquaresMasker,
-)
-from maskdistill.masking.uniform import (
-    BernoulliMasker,
-    CheckerboardMasker,
-    ColorNoiseMasker,
-    GridMasker,
-    NoMasker,
-    RandomMasker,
-)
 
-_NAMES: Mapping[str, Callable[..., Any]] = {
+# Every masker, ratio and schedule that these files define; a network cannot be written as text.
+_NAMES: dict[str, Callable[..., Any]] = {"Mixture": Mixture} | {
     kind.__name__: kind
-    for kind in (
-        RandomMasker, BernoulliMasker, NoMasker, GridMasker, CheckerboardMasker,
-        BlockMasker, SingleBlockMasker, SquaresMasker, MultiBlockMasker, ColorNoiseMasker,
-        AttentionGuidedMasker, AttentionHintMasker, SignalMasker, PartMasker, ClusterMasker,
-        DPPMasker, SceneMasker, Mixture,
-        Uniform, Stratified, Linear, Cosine, Quadratic, Steps, WarmUp,
-    )
-}  # fmt: skip
+    for module in (uniform, rectangles, guided, geometry, ratios)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == module.__name__
+    if not inspect.isabstract(kind) and kind is not guided.LearnedMasker
+}
 _METHODS = (
     "exactly", "sometimes", "rolled", "in_units", "shared", "same_in_views", "complementary_views",
     "total",
@@ -155,9 +132,14 @@ def _masker(node: ast.expr, text: str) -> Masker:
 
 def _function(node: ast.expr, text: str) -> Callable[..., Any]:
     match node:
-        case ast.Attribute(value=ast.Name(id="md" | "maskdistill"), attr=name) if name in _NAMES:
-            return _NAMES[name]
-        case ast.Name(id=name) if name in _NAMES:
+        case (
+            ast.Name(id=name)
+            | ast.Attribute(value=ast.Name(id="md" | "maskdistill" | "masking"), attr=name)
+            | ast.Attribute(
+                value=ast.Attribute(value=ast.Name(id="md" | "maskdistill"), attr="masking"),
+                attr=name,
+            )
+        ) if name in _NAMES:
             return _NAMES[name]
         case ast.Name(id=name):
             close = difflib.get_close_matches(name, _NAMES, n=1)

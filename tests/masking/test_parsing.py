@@ -14,6 +14,8 @@ import maskdistill as md
 
 def test_reads_what_a_person_types() -> None:
     assert md.parse_masker(" RandomMasker( ratio=.3 ) ") == md.RandomMasker(0.3)
+    for name in ("GridMasker", "md.GridMasker", "masking.GridMasker", "md.masking.GridMasker"):
+        assert md.parse_masker(f"{name}()") == md.masking.GridMasker()
     assert md.parse_masker("BlockMasker(0.4, aspect=(0.5, 2.0)).sometimes(0.5)") == (
         md.BlockMasker(0.4, aspect=(0.5, 2.0)).sometimes(0.5)
     )
