@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+
+# The networks are tiny: one thread is faster, also in the processes that tests start, and the
+# numbers do not depend on the cores.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
 import torch
 
-# The networks are tiny: one thread is faster, and the numbers do not depend on the cores.
 torch.set_num_threads(1)
 
 

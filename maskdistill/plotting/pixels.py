@@ -169,11 +169,11 @@ def outlined_pixels(pixels: Pixels, outline: Tensor) -> Pixels:
         raise ValueError(f"outline must be (H, W) bool, True on the object; got {_kind(outline)}.")
     height, width = pixels.shape[:2]
     cells = np.ix_(_cells(height, outline.shape[0]), _cells(width, outline.shape[1]))
-    inside = torch.from_numpy(_numpy(outline)[cells])
+    inside: NDArray[np.bool_] = _numpy(outline)[cells]
     outlined: Pixels = pixels.copy()
     side = min(height, width)
-    outlined[(_grown(inside, max(1, round(side / 130))) & ~inside).numpy()] = 0
-    outlined[(_grown(~inside, max(1, round(side / 80))) & inside).numpy()] = _OUTLINE
+    outlined[_grown(inside, max(1, round(side / 130))) & ~inside] = 0
+    outlined[_grown(~inside, max(1, round(side / 80))) & inside] = _OUTLINE
     return outlined
 
 
@@ -248,16 +248,19 @@ def _borders(
     for step in range(1, thick):
         rows[step:] |= np.diff(y, prepend=-1)[:-step] > 0
         columns[step:] |= np.diff(x, prepend=-1)[:-step] > 0
-    ends = _grown(torch.from_numpy(np.pad(~hidden, thick, constant_values=True)), thick).numpy()
+    ends = _grown(np.pad(~hidden, thick, constant_values=True), thick)
     ends = ends[thick:-thick, thick:-thick]
     result: NDArray[np.bool_] = rows[:, None] | columns[None] | ends
     return result
 
 
-def _grown(inside: Tensor, by: int) -> Tensor:
-    """Return a region with the pixels around it."""
-    around = F.max_pool2d(inside[None, None].float(), 2 * by + 1, stride=1, padding=by)
-    return around[0, 0] > 0
+def _grown(inside: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
+    """Return a region with the pixels around it, in a square of ``by`` to each side."""
+    for _ in range(2):  # rows, then columns
+        padded = np.pad(inside, ((by, by), (0, 0)))
+        shifted = [padded[step : step + len(inside)] for step in range(2 * by + 1)]
+        inside = np.logical_or.reduce(shifted).T
+    return inside
 
 
 @cache
