@@ -35,7 +35,7 @@ NETWORKS = ("adios", "cl_mae")
 BATCHES = {"msn": 1}
 """Images per call, where one mask is shared by all of them; else the plot's own."""
 FAMILIES = {
-    "Self-distillation": ("dino", "ibot", "prototypes", "siamese"),
+    "Self-distillation": ("dino", "ibot", "msn", "siamese"),
     "Latent targets": ("clusters", "latent", "clip"),
     "Pixels and visual words": ("pixels", "tokens"),
 }

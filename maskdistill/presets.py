@@ -40,6 +40,7 @@ from maskdistill.masking import (
 from maskdistill.masking.ratios import Ratio, Scalar
 from maskdistill.masking.uniform import Color
 from maskdistill.models.tokens import Application
+from maskdistill.objectives import LOSSES
 from maskdistill.policies import Cell, ViewPolicy
 
 P = ParamSpec("P")
@@ -99,8 +100,8 @@ class Preset(ViewPolicy):
         apply: how the hidden patches are taken from the network, for ``MaskedViT``.
         objectives: the losses that the masks were published with, as short words: ``"dino"``
             between class tokens of different views, ``"ibot"`` on hidden patches of the same view,
-            ``"koleo"``, ``"gram"``, ``"prototypes"``, ``"clusters"``, ``"latent"``, ``"pixels"``,
-            ``"tokens"``, ``"clip"``, ``"siamese"``. They are named, not built.
+            ``"koleo"``, ``"msn"``, ``"gram"``, ``"clusters"``, ``"latent"``, ``"pixels"``,
+            ``"tokens"``, ``"clip"``, ``"siamese"``.
         objective: the same in a sentence.
         paper: where it was published.
         teacher: whether there is a second network that gives the targets.
@@ -118,6 +119,23 @@ class Preset(ViewPolicy):
     local_views: bool = True
     name: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trainable(self) -> str:
+        """The objective as `maskdistill.objectives.build_objective` takes it.
+
+        Without the losses that this library has not; ``"dino"`` where nothing of it is here.
+
+        >>> import maskdistill as md
+        >>> md.presets.dinov2().trainable, md.presets.mst().trainable
+        ('dino+ibot+koleo', 'dino')
+        """
+        return "+".join(name for name in self.objectives if name in LOSSES) or "dino"
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """The losses of ``objectives`` that this library has not."""
+        return tuple(name for name in self.objectives if name not in LOSSES)
 
     def check_crops(self, crops: Sequence[Tensor]) -> None:
         """Refuse crops that the method does not know, besides those that no policy takes."""
@@ -371,7 +389,7 @@ def msn(ratio: float = 0.15) -> Preset:
         student_global=RandomMasker(ratio).shared(),
         title="MSN",
         apply="drop",
-        objectives=("prototypes",),
+        objectives=("msn",),
         objective="cross-entropy of class tokens' assignments to learned prototypes, and even use "
         "of them",
         paper=Paper("Assran et al.", "ECCV 2022", "2204.07141"),

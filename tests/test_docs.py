@@ -28,9 +28,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 WITH_CODE = {
     "adding-a-masker.md", "checkpoints.md", "choosing.md", "compare.md", "concepts.md", "data.md",
-    "geometry.md", "index.md", "learned.md", "models.md", "pictures.md", "quickstart.md",
-    "recipes/collated.md",
-    "recipes/index.md", "trainer.md", "views.md",
+    "geometry.md", "index.md", "learned.md", "models.md", "objectives.md", "pictures.md",
+    "quickstart.md", "recipes/collated.md", "recipes/index.md", "trainer.md", "views.md",
 }  # fmt: skip
 WITH_CODE |= {
     f"evaluation/{name}.md"

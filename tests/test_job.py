@@ -90,18 +90,37 @@ def folder_of_images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_a_preset_says_policy_masker_and_application(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "apply", "objective", "said"),
+    [
+        (["msn"], "drop", "msn", ""),
+        (["dinov3"], "token", "dino+ibot+koleo", "objective has gram besides"),
+        (["ibot", "--objective", "dino"], "token", "dino", "own objective is dino + ibot; this"),
+    ],
+)
+def test_a_preset_says_policy_masker_application_and_objective(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    apply: str,
+    objective: str,
+    said: str,
 ) -> None:
     out = tmp_path / "run"
-    assert run("--scenes", "40", "--preset", "msn", "--out", str(out), "--max-steps", "1") == 0
-    said = capsys.readouterr().out
-    assert "MSN has another objective" in said
-    assert "masks by drop" in said
+    assert run("--scenes", "40", "--preset", *arguments, "--out", str(out), "--max-steps", "1") == 0
+    printed = capsys.readouterr().out
+    assert f"masks by {apply}; objective {objective};" in printed
+    assert said in printed
     summary = read(out / "summary.json")
-    assert (summary["preset"], summary["apply"]) == ("msn", "drop")
-    assert summary["masker"] == "RandomMasker(0.15).shared()"
-    assert example("--resume", "--out", str(out), "--device", "cpu") == 0
+    assert (summary["preset"], summary["apply"]) == (arguments[0], apply)
+    assert summary["objective"] == objective
+    names = {name for name in read_metrics(out / "metrics.jsonl")[-2] if name.startswith("loss_")}
+    assert names == (
+        {f"loss_{name}" for name in objective.split("+")} if "+" in objective else set()
+    )
+    if arguments == ["msn"]:
+        assert summary["masker"] == "RandomMasker(0.15).shared()"
+        assert example("--resume", "--out", str(out), "--device", "cpu") == 0
 
 
 @pytest.mark.parametrize(

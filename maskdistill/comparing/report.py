@@ -51,7 +51,7 @@ from maskdistill.plotting import (
 )
 from maskdistill.plotting.masks import view_name
 from maskdistill.policies import ViewMasks, ViewPolicy
-from maskdistill.training.job import JobConfig, open_images, saved_config
+from maskdistill.training.job import JobConfig, objective_note, open_images, saved_config
 
 _THUMB = 192  # pixels, twice those on the page
 _DRAWS, _AT_ONCE = 2000, 100
@@ -573,7 +573,7 @@ def _gallery(results: Results, pictures: ReportImages) -> dict[str, Any]:
             {
                 "name": name,
                 "text": ViewPolicy.__str__(results.study.policy(name)),
-                "note": _objective_note(results.study.policy(name)),
+                "note": _objective_note(*results.study.recipe(name, results.study.seeds[0])),
                 "columns": columns,
                 "rows": rows,
             }
@@ -581,13 +581,11 @@ def _gallery(results: Results, pictures: ReportImages) -> dict[str, Any]:
     return {"policies": policies, "scale": colour_scale(), "draws": "2,000"}
 
 
-def _objective_note(policy: ViewPolicy) -> str:
-    if isinstance(policy, presets.Preset) and policy.objectives != ("dino",):
-        return (
-            f"{policy.title} has another objective; here its masks were trained with DINO's loss "
-            "between class tokens alone."
-        )
-    return ""
+def _objective_note(config: JobConfig, policy: ViewPolicy) -> str:
+    if not isinstance(policy, presets.Preset):
+        return f"Objective: {config.objective or 'dino'}."
+    asked = config.objective or policy.trainable
+    return f"Objective: {asked}. {objective_note(policy, config)}".strip()
 
 
 def _costs(results: Results) -> list[dict[str, str]]:

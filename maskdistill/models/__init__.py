@@ -6,7 +6,9 @@ from maskdistill.models.backbones import (
     create_backbone,
     supported_models,
 )
-from maskdistill.models.masked_vit import MaskedViT, MultiCropOutput, MultiCropWrapper
+from maskdistill.models.masked_vit import MaskedViT
+from maskdistill.models.multicrop import MultiCropOutput, MultiCropWrapper
+from maskdistill.models.outputs import Tokens
 from maskdistill.models.weights import LoadedWeights, load_weights
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "ModelSupport",
     "MultiCropOutput",
     "MultiCropWrapper",
+    "Tokens",
     "create_backbone",
     "load_weights",
     "supported_models",

@@ -1,11 +1,11 @@
-"""Masks into any ViT, without touching it; and crops of several sizes through one network."""
+"""Masks into any ViT, without touching it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from maskdistill.masking.mask import PatchMask, check_mask, patch_grid, with_count
 from maskdistill.models.attention import AttentionRecord, LastAttention, Query
 from maskdistill.models.dropping import Dropping, find_dropping
+from maskdistill.models.outputs import Tokens, pooled, split_tokens
 from maskdistill.models.probing import (
     USUAL_SIZE,
     explain_size_error,
     find_stem,
-    has_class_token,
     mask_patch_size,
     model_name,
     overlaps,
@@ -300,10 +300,54 @@ class MaskedViT(Transparent):
         try:
             if getattr(backbone, "num_classes", 0) and hasattr(backbone, "forward_head"):
                 tokens = self.forward_features(images, mask, **arguments)
-                return _pooled(backbone.forward_head(tokens, pre_logits=True), backbone)
-            return _pooled(self(images, mask, **arguments), backbone)
+                return pooled(backbone.forward_head(tokens, pre_logits=True), backbone)
+            return pooled(self(images, mask, **arguments), backbone)
         finally:
             self._request.class_only = False
+
+    def tokens(
+        self, images: Tensor, mask: Tensor | PatchMask | None = None, **arguments: Any
+    ) -> Tokens:
+        """Return all that the last layer gives: embedding, class and register tokens, patches.
+
+        >>> import timm, torch, maskdistill as md
+        >>> vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1, num_classes=0)
+        >>> mask = md.RandomMasker(0.5)(2, (4, 4))
+        >>> tokens = md.MaskedViT(vit, "drop").tokens(torch.zeros(2, 3, 64, 64), mask)
+        >>> tokens.prefix.shape, tokens.patches.shape, tokens.visible.shape
+        (torch.Size([2, 1, 192]), torch.Size([2, 8, 192]), torch.Size([2, 8]))
+
+        Hierarchical models give those of their last grid.
+
+        Args:
+            images: ``(B, C, H, W)``.
+            mask: as in the call.
+            arguments: for the wrapped model.
+
+        Raises:
+            ValueError: an output in which there are no tokens of patches.
+        """
+        backbone: Any = self.backbone
+        if hasattr(backbone, "forward_features"):
+            output = self.forward_features(images, mask, **arguments)
+        else:
+            output = self(images, mask, **arguments)
+        if hasattr(backbone, "forward_head"):
+            embedding = pooled(backbone.forward_head(output, pre_logits=True), backbone)
+        else:
+            embedding = pooled(output, backbone)
+        prefix, patches, size = split_tokens(output, backbone)
+        visible = None
+        if self._dropping is not None and mask is not None:
+            given, count = (mask.mask, mask.count) if isinstance(mask, PatchMask) else (mask, None)
+            grid = self.grid(images.shape[-2], images.shape[-1])
+            visible = self._dropping.kept(given, grid, count)
+        if visible is not None and visible.shape[1] != patches.shape[1]:
+            raise ValueError(
+                f"{self.name} gives {patches.shape[1]} tokens of {visible.shape[1]} visible ones; "
+                "its patch tokens cannot be told apart."
+            )
+        return Tokens(embedding, prefix, patches, visible, size)
 
     @contextmanager
     def masking(self, masks: Sequence[Tensor | PatchMask | None]) -> Iterator[None]:
@@ -416,7 +460,7 @@ class MaskedViT(Transparent):
                 recorder.check_recorded()
             return output
         except (AssertionError, IndexError, RuntimeError) as error:
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or not isinstance(images, Tensor):
                 raise
             self._request.clear()
             explain_size_error(error, self.backbone, self._built_for, tuple(images.shape[-2:]))
@@ -474,7 +518,9 @@ class MaskedViT(Transparent):
         else:
             parameter = next(self.backbone.parameters(), torch.empty(0))
             self.mask_token = nn.Parameter(
-                torch.zeros(1, 1, stem.width, device=parameter.device, dtype=parameter.dtype)
+                torch.zeros(1, 1, stem.width, device=parameter.device, dtype=parameter.dtype),
+                # A frozen model stays frozen: a token that learns alone would stop DDP.
+                requires_grad=any(p.requires_grad for p in self.backbone.parameters()),
             )
         self._hook = stem.module.register_forward_hook(self._replace)
 
@@ -524,115 +570,6 @@ def _own_mask_token(model: nn.Module, width: int) -> str | None:
                 "another. Wrap the encoder alone."
             )
     return None
-
-
-def _pooled(output: Any, model: Any) -> Tensor:
-    """Return ``(B, D)`` of a model's output: what DINO takes as the image's embedding.
-
-    An output that is one vector per image stays as it is: timm has pooled it, by class token, mean
-    or attention. Of tokens ``(B, N, D)`` it is the class token, where there is one, else the mean
-    of the patches; of a map, the mean over its places; of several outputs, the first (a Hugging
-    Face ``last_hidden_state``, the class token of a distilled DeiT, ``x_norm_clstoken`` of DINOv2).
-
-    Raises:
-        ValueError: an output in which there is no embedding.
-    """
-    if isinstance(output, Mapping):
-        for key in ("x_norm_clstoken", "last_hidden_state"):
-            if output.get(key) is not None:
-                return _pooled(output[key], model)
-    if isinstance(output, (tuple, list)) and output:
-        return _pooled(output[0], model)
-    if isinstance(output, Tensor):
-        if output.ndim == 2:
-            return output
-        if output.ndim == 3:
-            prefix = prefix_tokens(model)
-            return output[:, 0] if has_class_token(model) else output[:, prefix:].mean(dim=1)
-        if output.ndim == 4:
-            width = getattr(model, "num_features", None)
-            channels_first = output.shape[1] == width or output.shape[-1] != width
-            return output.mean(dim=(2, 3) if channels_first else (1, 2))
-    came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    raise ValueError(
-        f"{model_name(model)} returns {came}, in which there is no embedding (B, D) of an image. "
-        "Build it with pooling, or without its head."
-    )
-
-
-# --- Crops of several sizes
-
-
-class MultiCropOutput(NamedTuple):
-    """What a role makes of its views, in the order of the crops.
-
-    Attributes:
-        logits: ``(V * B, K)`` prototype scores of the head.
-        features: ``(V * B, D)`` embeddings of the backbone.
-    """
-
-    logits: Tensor
-    features: Tensor
-
-
-class MultiCropWrapper(nn.Module):
-    """Runs crops of several sizes through a masked backbone and one projection head.
-
-    Crops of one size go through the backbone in one forward, whatever their order; the head runs
-    once, on all of them (Caron et al., 2021; there only consecutive, square crops are grouped).
-
-    >>> net = MultiCropWrapper(vit, head)  # doctest: +SKIP
-    >>> net(crops, masks.student).logits.shape  # doctest: +SKIP
-    torch.Size([320, 4096])
-
-    Args:
-        backbone: a ``MaskedViT``, of any model; its ``embed`` gives ``(B, D)``.
-        head: ``(B, D)`` to ``(B, K)``.
-    """
-
-    def __init__(self, backbone: MaskedViT, head: nn.Module) -> None:
-        super().__init__()
-        if not isinstance(backbone, MaskedViT):
-            raise ValueError(
-                f"backbone must be a MaskedViT; got {type(backbone).__name__}. Wrap it: "
-                "MaskedViT(backbone)."
-            )
-        self.backbone = backbone
-        self.head = head
-
-    def forward(
-        self,
-        crops: Sequence[Tensor],
-        masks: Sequence[Tensor | PatchMask | None] | None = None,
-    ) -> MultiCropOutput:
-        """Return logits and features of all crops, in their order.
-
-        Args:
-            crops: ``(B, C, H, W)`` each.
-            masks: one per crop, ``(B, N)`` bool, ``PatchMask`` or None; None masks nothing.
-        """
-        masks = [None] * len(crops) if masks is None else masks
-        if not isinstance(masks, Sequence) or len(masks) != len(crops):
-            came = f"{len(masks)}" if isinstance(masks, Sequence) else type(masks).__name__
-            raise ValueError(
-                f"masks must be a list with one entry per crop, {len(crops)}, as .student of what "
-                f"a policy draws; got {came}."
-            )
-        counted = [None if mask is None else with_count(mask) for mask in masks]
-        groups: dict[tuple[torch.Size, bool, int | None], list[int]] = {}
-        for i, (crop, mask) in enumerate(zip(crops, counted, strict=True)):
-            key = (crop.shape[1:], mask is None, mask.count if mask is not None else 0)
-            groups.setdefault(key, []).append(i)
-        features: list[Tensor | None] = [None] * len(crops)
-        for (_, clean, count), group in groups.items():
-            images = torch.cat([crops[i] for i in group])
-            given = [m.mask for i in group if (m := counted[i]) is not None]
-            mask = None if clean else PatchMask(torch.cat(given), count)
-            out = self.backbone.embed(images, mask, class_only=True)
-            for i, part in zip(group, out.split([crops[i].shape[0] for i in group]), strict=True):
-                features[i] = part
-        joined = torch.cat([f for f in features if f is not None])
-        return MultiCropOutput(self.head(joined), joined)
 
 
 # --- Masks that wait for the forwards inside masking()

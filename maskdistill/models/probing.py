@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -369,9 +370,11 @@ def call_of(model: nn.Module, module: nn.Module, size: Grid) -> Call:
     except _Stop:
         return calls[0]
     except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__} in {place.name}, line {place.lineno}: {str(error)[:150]}"
         raise ValueError(
-            f"{model_name(model)} cannot take an image of {size[0]}x{size[1]} pixels in a dry run: "
-            f"{error}. Give image_size=(height, width)."
+            f"{model_name(model)} cannot take an image of {size[0]}x{size[1]} pixels in a dry run. "
+            f"Give image_size=(height, width). ({said})"
         ) from error
     finally:
         hook.remove()

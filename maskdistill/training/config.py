@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from maskdistill.models.tokens import Application
-from maskdistill.objectives import Centering
+from maskdistill.objectives import Centering, parse_objective
 from maskdistill.training.distributed import Sharding
 from maskdistill.training.step import ClipMode
 
@@ -171,6 +171,9 @@ class ModelSettings(Settings):
 class HeadSettings(Settings):
     """The projection head, and the targets that the teacher's makes."""
 
+    objective: str | None = None
+    """Losses joined by +, each with its usual weight or one before it: dino, ibot, koleo, msn, such
+    as dino+ibot+0.1*koleo; None is the preset's own, else dino."""
     out_dim: int | None = _at_least(1, None)
     """Number of prototypes; None scales with the data, to 65536 on ImageNet."""
     hidden_dim: int = _at_least(1, 2048)
@@ -187,10 +190,23 @@ class HeadSettings(Settings):
     """The teacher's softmax temperature at the start."""
     warmup_teacher_temp_epochs: int = _at_least(0, 0)
     """Epochs of the temperature's linear warm-up."""
+    patch_temp: float = _positive(0.07)
+    """The teacher's temperature for patches, where ibot is in the objective, after its warm-up."""
+    warmup_patch_temp: float = _positive(0.04)
+    """The same at the start."""
+    warmup_patch_temp_epochs: int | None = _at_least(0, None)
+    """Epochs of its linear warm-up; None is three tenths of the run (30 of 100)."""
+    patch_head: Literal["shared", "own"] = "shared"
+    """Whether patches share the class tokens' head, or have one of their own."""
     centering: Centering = "center"
     """How the teacher is kept from collapse: center (the original) or sinkhorn_knopp."""
     center_momentum: float = _below_1(0.9)
     """Momentum of the centre, a running mean of the teacher's logits."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective is not None:
+            parse_objective(self.objective)
 
 
 @dataclass(frozen=True)
@@ -324,7 +340,7 @@ class TrainingConfig(
           prototypes are about as many per image as on ImageNet;
         - ``momentum``: 0.996, but averaging over at most a 50th of the run, and at least 0.98;
         - ``local_size``: 3/7 of the image size, as 96 to 224, rounded to whole patches;
-        - ``warmup_epochs``: a tenth of the run.
+        - ``warmup_epochs``: a tenth of the run, and ``warmup_patch_temp_epochs`` three tenths.
 
         Args:
             images: in the training data.
@@ -341,6 +357,8 @@ class TrainingConfig(
         if self.local_size is None:
             patches = max(round(self.image_size * 3 / 7 / self.patch_size), 1)
             changes["local_size"] = patches * self.patch_size
+        if self.warmup_patch_temp_epochs is None:
+            changes["warmup_patch_temp_epochs"] = round(0.3 * steps / per_epoch)
         if self.warmup_epochs is None:
             changes["warmup_epochs"] = 0.1 * steps / per_epoch
         return dataclasses.replace(self, **changes)

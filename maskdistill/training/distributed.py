@@ -147,6 +147,8 @@ def shard(network: MultiCropWrapper) -> None:
         # comes to spread them again, and the moving average needs them spread like the student's.
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(vit, "forward_features")
+    for method in ("score_patches", "mean_patch_scores"):
+        register_fsdp_forward_method(network, method)
 
 
 def can_shard_on_cpu() -> bool:

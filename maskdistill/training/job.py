@@ -1,4 +1,4 @@
-"""The main job: train under a policy, judge the result, draw it, write it all down."""
+"""The main job: train under a policy, judge the result, plot it, write it all down."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ from maskdistill.evaluation.judge import (
 from maskdistill.masking.parsing import parse_cell
 from maskdistill.models import MaskedViT
 from maskdistill.models.backbones import backbone_arguments
+from maskdistill.objectives import parse_objective
 from maskdistill.policies import POLICIES, ViewPolicy
 from maskdistill.training.checkpoint import (
     CheckpointError,
@@ -157,10 +158,10 @@ def run_job(config: JobConfig, policy: ViewPolicy | None = None) -> dict[str, An
     Raises:
         ValueError: settings that cannot work, data that cannot be read.
         OSError: a folder that cannot be written or is in use, a file that is not there.
-        ImportError: matplotlib is missing, which draws the pictures.
+        ImportError: matplotlib is missing, which plots the pictures.
         TrainingInterrupted: a signal stopped it, and the run is saved.
     """
-    _check_drawing()
+    _check_plotting()
     if policy is None:
         config, policy = recipe(config)
     processes = start_processes(config.device)
@@ -189,15 +190,12 @@ def run_job(config: JobConfig, policy: ViewPolicy | None = None) -> dict[str, An
 
     say(images.note)
     say(f"\n{policy}\n")
-    if isinstance(policy, presets.Preset) and policy.objectives != ("dino",):
-        say(
-            f"{policy.title} has another objective; this trainer has DINO's loss between class "
-            "tokens, so only the masks are its own\n"
-        )
+    if isinstance(policy, presets.Preset) and (note := objective_note(policy, trainer.config)):
+        say(f"{note}\n")
     say(
         f"{config.model}, {config.image_size} px in patches of {config.patch_size}, masks by "
-        f"{config.apply}; {trainer.total_steps} steps of {config.batch_size} images on "
-        f"{processes.device}; writing to {out}"
+        f"{config.apply}; objective {trainer.config.objective}; {trainer.total_steps} steps of "
+        f"{config.batch_size} images on {processes.device}; writing to {out}"
     )
     if found:
         say(found.describe(trainer.total_steps))
@@ -206,6 +204,21 @@ def run_job(config: JobConfig, policy: ViewPolicy | None = None) -> dict[str, An
         stack.enter_context(warnings_kept(out))
         stack.enter_context(_room_needed(out))
         return _train_and_judge(config, policy, images, trainer, judge, out, found)
+
+
+def objective_note(preset: presets.Preset, config: TrainingConfig) -> str:
+    """Return a sentence where the objective of a run is not the preset's own, else nothing."""
+    asked = config.objective or preset.trainable
+    if parse_objective(asked) != parse_objective(preset.trainable):
+        return (
+            f"{preset.title}'s own objective is {' + '.join(preset.objectives)}; this is {asked}."
+        )
+    if preset.untrained:
+        return (
+            f"{preset.title}'s objective has {' and '.join(preset.untrained)} besides, which this "
+            "library has not."
+        )
+    return ""
 
 
 def _train_and_judge(
@@ -272,6 +285,7 @@ def _train_and_judge(
         "policy": _policy_name(config, policy),
         "masker": "NoMasker()" if policy == ViewPolicy.none() else _maskers(policy),
         "apply": config.apply,
+        "objective": trainer.config.objective,
         "model": config.model,
         "data": str(config.data or config.shards or "built-in scenes"),
         "knn_train_images": len(judge.rows["train"]),
@@ -286,7 +300,7 @@ def _train_and_judge(
         },
     }
     _save_backbone(weights, trainer.config, out / "backbone.safetensors")
-    _draw(out, trainer, judge, before, after, summary)
+    _plot_results(out, trainer, judge, before, after, summary)
     _write_json(out / "summary.json", summary)
     say(_verdict(summary, out))
     return summary
@@ -308,13 +322,13 @@ def _room_needed(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_drawing() -> None:
+def _check_plotting() -> None:
     """Raise what the first picture would, before there is anything that it could spoil."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"the main job draws pictures by matplotlib, which cannot be imported ({error}): "
+            f"the main job plots pictures by matplotlib, which cannot be imported ({error}): "
             'pip install "maskdistill[train]".'
         ) from error
 
@@ -396,7 +410,7 @@ def _masks_figure(trainer: Trainer, images: JobImages, policy: ViewPolicy) -> An
     )
 
 
-def _draw(
+def _plot_results(
     out: Path,
     trainer: Trainer,
     judge: Judge,

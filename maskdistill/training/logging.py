@@ -504,6 +504,7 @@ def _loss(
 ) -> Tensor:
     """Return the student's loss on its views, as it is now, under some masks."""
     crops, net = seen.crops, state.student_net
+    between_views, _ = state.objective.terms()[state.between_views]
     losses = []
     for part in seen.parts:
         # A context of its own: autocast keeps the weights that it has cast, here without gradient.
@@ -512,7 +513,7 @@ def _loss(
         ):
             logits = net(rows_of(crops, part), rows_of(masks, part)).logits
         own = targets_of(seen.targets, part, crops[0].shape[0])
-        losses.append(state.objective(logits, own, views=len(crops)))
+        losses.append(between_views(logits, own, views=len(crops)))
     return torch.stack(losses).mean()
 
 
@@ -572,6 +573,7 @@ class RunKeeper:
         settings = {**dataclasses.asdict(config), "policy_used": repr(policy)}
         agreement.by_main(lambda: self._open(found.step if found else None, settings))
         self.pace = Pace(config.batch_size * processes.world, step, content.get("seconds", 0.0))
+        self._names: list[str] = []
         self._window = MetricsWindow(processes.world, content.get("window"))
         self._alarm = CollapseAlarm(config.out_dim or 0)
         self._alarm.counts = content.get("alarm", [0, 0])
@@ -609,7 +611,9 @@ class RunKeeper:
 
     def add(self, metrics: StepMetrics) -> None:
         """Take the metrics of a step that is done; waits for nothing."""
-        self._window.add(metrics)
+        named = metrics.named()
+        self._names = list(named)
+        self._window.add(list(named.values()))
         self.pace.step()
         self._bar.update()
 
@@ -658,7 +662,7 @@ class RunKeeper:
             CheckpointError: in all processes, if it could not be written.
         """
         means = self._window.mean()
-        values = {**before, **dict(zip(StepMetrics._fields, means, strict=True)), **after}
+        values = {**before, **dict(zip(self._names, means, strict=True)), **after}
         values["images_per_second"] = self.pace.lap()
         if signs:
             means = mean_over_processes(torch.stack(list(signs.values())), self._world).tolist()
@@ -674,7 +678,8 @@ class RunKeeper:
                 flush=True,
             )
         self._agreement.by_main(lambda: self._write_line(step, values))
-        warning = self._alarm.observe(values["loss"], values["feature_spread"])
+        between_views = values.get("loss_dino", values["loss"])
+        warning = self._alarm.observe(between_views, values["feature_spread"])
         if warning and self._is_main:
             warnings.warn(f"step {step}: {warning}", CollapseWarning, stacklevel=3)
 

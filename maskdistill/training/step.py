@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from maskdistill.masking.mask import PatchMask
-from maskdistill.models.masked_vit import MaskedViT, MultiCropOutput, MultiCropWrapper
-from maskdistill.objectives import DINOLoss, feature_spread
+from maskdistill.models.masked_vit import MaskedViT
+from maskdistill.models.multicrop import MultiCropOutput, MultiCropWrapper
+from maskdistill.objectives import (
+    DINOLoss,
+    Objective,
+    StudentOutput,
+    TeacherOutput,
+    feature_spread,
+)
 from maskdistill.policies import ViewPolicy
 from maskdistill.training.distributed import gradients_later, local, norms_of_all
 
@@ -28,13 +35,13 @@ class TrainState:
     Attributes:
         student: trained by gradient. Wrap it for data parallelism; ``student_net`` is the bare one.
         teacher: an average of the student, never trained.
-        objective: holds the centre.
+        objective: a loss, or a weighted sum of several; holds the centres.
         optimizer: over the student; group 0 is the one with weight decay.
     """
 
     student: nn.Module
     teacher: MultiCropWrapper
-    objective: DINOLoss
+    objective: Objective
     optimizer: torch.optim.Optimizer
 
     @property
@@ -43,6 +50,13 @@ class TrainState:
         net = getattr(self.student, "module", self.student)
         assert isinstance(net, MultiCropWrapper)
         return net
+
+    @property
+    def between_views(self) -> str:
+        """Name of the loss between the class tokens of different views, which is always there."""
+        return next(
+            name for name, (loss, _) in self.objective.terms().items() if isinstance(loss, DINOLoss)
+        )
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,7 @@ class StepSettings:
         weight_decay: of group 0.
         momentum: of the teacher's average.
         teacher_temp: the teacher's softmax temperature.
+        patch_temp: the same for patches, where a loss looks at them.
         progress: share of training that is done, in [0, 1]; moves the maskers' schedules.
         freeze_last_layer: leave the prototypes as they are, as in the first epochs.
         clip_grad: greatest gradient norm; 0 clips nothing.
@@ -67,6 +82,7 @@ class StepSettings:
     weight_decay: float
     momentum: float
     teacher_temp: float
+    patch_temp: float = 0.07
     progress: float = 0.0
     freeze_last_layer: bool = False
     clip_grad: float = 3.0
@@ -79,17 +95,25 @@ class StepMetrics(NamedTuple):
     """What a step measured, as scalar tensors on the device: reading one waits for it.
 
     Attributes:
-        loss: of this step.
+        loss: of this step, the weighted sum.
         grad_norm: of all gradients together, before clipping.
         teacher_entropy: mean entropy of the targets, in nats; ln(K) is uniform.
         feature_spread: of the teacher's embeddings; 0 when all images map to one point, 1 when
             they point in all directions.
+        terms: the losses that ``loss`` is the weighted sum of, by name, each without its weight.
     """
 
     loss: Tensor
     grad_norm: Tensor
     teacher_entropy: Tensor
     feature_spread: Tensor
+    terms: dict[str, Tensor]
+
+    def named(self) -> dict[str, Tensor]:
+        """Return all of them by name; the terms only where there are several."""
+        values = self._asdict()
+        terms = values.pop("terms")
+        return values | ({f"loss_{k}": v for k, v in terms.items()} if len(terms) > 1 else {})
 
 
 class StepView(NamedTuple):
@@ -184,26 +208,47 @@ def train_step(
         settings.amp_dtype,
         enabled=settings.amp_dtype is not None,
     )
-    views = crops[: policy.global_crops]
+    views, batch = crops[: policy.global_crops], crops[0].shape[0]
+    terms = state.objective.terms()
+    patches = len(views) if any(loss.needs_patches for loss, _ in terms.values()) else 0
     with autocast():
         teacher, signals = _run_teacher(
-            state.teacher, views, draw.teacher(), parts, attention="attention" in policy.needs
-        )
-    targets = state.objective.targets(teacher.logits, settings.teacher_temp)
+            state.teacher, views, draw.teacher(), parts,
+            attention="attention" in policy.needs, patches=patches,
+        )  # fmt: skip
     masks = draw.student(**signals)
+    hidden = None if teacher.patches is None else hidden_patches(masks[:patches], teacher.patches)
+    with autocast():
+        seen = _teacher_output(state.teacher, teacher, hidden, settings)
+    targets: dict[str, Any] = {name: loss.prepare(seen) for name, (loss, _) in terms.items()}
+    between_views = targets[state.between_views]
     state.optimizer.zero_grad(set_to_none=True)
     if observe is not None:
-        observe(StepView(crops, masks, teacher, targets, parts))
-    losses = []
+        observe(StepView(crops, masks, teacher, between_views, parts))
+    losses: list[Tensor] = []
+    found: dict[str, list[Tensor]] = {name: [] for name in terms}
     for part in parts:
         with gradients_later(state.student, part is not parts[-1]):
             with autocast():
-                student = state.student(rows_of(crops, part), rows_of(masks, part))
-            own = targets_of(targets, part, crops[0].shape[0])
-            loss = state.objective(student.logits, own, views=len(crops)) / len(parts)
-            loss.backward()
-        losses.append(loss.detach())
-    state.objective.update_center(teacher.logits)
+                run = state.student(rows_of(crops, part), rows_of(masks, part), patches=patches)
+                rows = None if hidden is None else targets_of(hidden, part, batch)
+                student = StudentOutput(
+                    run.logits, run.features, len(crops), len(views),
+                    None if rows is None else net.score_patches(run.patches[rows]), rows,
+                )  # fmt: skip
+            weighted = []
+            for name, (loss, weight) in terms.items():
+                own = targets[name]
+                if own is not None:
+                    own = _of_part(own, part, batch, hidden if loss.needs_patches else None)
+                value = loss.compare(student, own) / len(parts)
+                found[name].append(value.detach())
+                weighted.append(weight * value)
+            total = torch.stack(weighted).sum()
+            total.backward()
+        losses.append(total.detach())
+    for loss, _ in terms.values():
+        loss.finish(seen)
 
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     norm = clip_gradients(gradients, settings.clip_grad, settings.clip_mode)
@@ -212,7 +257,10 @@ def train_step(
     state.optimizer.step()
     update_average(state.teacher.parameters(), net.parameters(), settings.momentum)
     spread = feature_spread(teacher.features[: crops[0].shape[0]])
-    return StepMetrics(torch.stack(losses).sum(), norm, _entropy(targets), spread)
+    return StepMetrics(
+        torch.stack(losses).sum(), norm, _entropy(between_views), spread,
+        {name: torch.stack(values).sum() for name, values in found.items()},
+    )  # fmt: skip
 
 
 def _parts(crops: Sequence[Tensor], count: int) -> list[slice]:
@@ -232,9 +280,53 @@ def rows_of(tensors: Sequence[Any], part: slice) -> list[Any]:
 
 
 def targets_of(targets: Tensor, part: slice, batch: int) -> Tensor:
-    """Return the targets of one part of the batch; they are view by view, ``(G * B, K)``."""
+    """Return the rows of one part of the batch; they are view by view, ``(G * B, ...)``."""
     own: Tensor = targets.unflatten(0, (-1, batch))[:, part].flatten(0, 1)
     return own
+
+
+def hidden_patches(masks: Sequence[PatchMask | None], patches: Tensor) -> Tensor:
+    """Return which patches of the global views are hidden, ``(G * B, N)`` bool, view by view.
+
+    Args:
+        masks: of the global views.
+        patches: ``(G * B, N, D)``, all of their tokens.
+
+    Raises:
+        ValueError: masks on another grid than the tokens'.
+    """
+    clean = torch.zeros_like(patches[: len(patches) // len(masks), :, 0], dtype=torch.bool)
+    hidden = [clean if mask is None else mask.mask for mask in masks]
+    if any(mask.shape != clean.shape for mask in hidden):
+        raise ValueError(
+            f"a loss between patches needs a mask of the {clean.shape[1]} patch tokens of a view; "
+            f"this one is of {max(mask.shape[1] for mask in hidden)} patches. Give the backbone's "
+            "own patch size, and masks by token."
+        )
+    return torch.cat(hidden)
+
+
+@torch.no_grad()
+def _teacher_output(
+    net: MultiCropWrapper, run: MultiCropOutput, hidden: Tensor | None, settings: StepSettings
+) -> TeacherOutput:
+    """Return what losses see of the teacher: of patches, the scores of the hidden ones."""
+    seen = TeacherOutput(run.logits, run.features, settings.teacher_temp, settings.patch_temp)
+    if hidden is None or run.patches is None:
+        return seen
+    return seen._replace(
+        patch_logits=net.score_patches(run.patches[hidden]),
+        patch_mean=net.mean_patch_scores(run.patches),
+    )
+
+
+def _of_part(targets: Tensor, part: slice, batch: int, hidden: Tensor | None) -> Tensor:
+    """Return the targets of one part of the batch: of class tokens, or of hidden patches."""
+    if hidden is None:
+        return targets_of(targets, part, batch)
+    inside = torch.zeros_like(hidden).unflatten(0, (-1, batch))
+    inside[:, part] = True
+    return targets[inside.flatten(0, 1)[hidden]]
 
 
 @torch.no_grad()
@@ -245,13 +337,15 @@ def _run_teacher(
     parts: Sequence[slice],
     *,
     attention: bool,
+    patches: int,
 ) -> tuple[MultiCropOutput, dict[str, list[Tensor]]]:
     """Return the teacher's output on the global crops, and its attention as a signal if asked."""
     vit: MaskedViT = teacher.backbone
     outputs, attentions = [], []
     for part in parts:
         with vit.record_attention() if attention else nullcontext() as record:
-            outputs.append(teacher(rows_of(views, part), rows_of(masks, part)))
+            rows = rows_of(views, part), rows_of(masks, part)
+            outputs.append(teacher(*rows, patches=patches))
         if record is not None:
             attentions.append(record.attention)
             if len(attentions[-1]) != len(outputs[-1].features):
@@ -260,7 +354,11 @@ def _run_teacher(
                     "them one size and one number of hidden patches; got sizes "
                     f"{[tuple(view.shape) for view in views]}."
                 )
-    output = MultiCropOutput(*(_joined(kind, len(views)) for kind in zip(*outputs, strict=True)))
+    kinds: list[Any] = [
+        None if kind[0] is None else _joined(kind, len(views))
+        for kind in zip(*outputs, strict=True)
+    ]
+    output = MultiCropOutput(*kinds)
     if not attention:
         return output, {}
     return output, {"attention": list(_joined(attentions, len(views)).chunk(len(views)))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -32,8 +33,9 @@ from maskdistill.data.shards import Shards
 from maskdistill.models import MaskedViT, MultiCropWrapper, create_backbone
 from maskdistill.models.probing import evaluating
 from maskdistill.models.speed import compile_blocks, unfuse_attention
-from maskdistill.objectives import DINOHead, DINOLoss
+from maskdistill.objectives import DINOHead, DINOLoss, Objective, build_objective
 from maskdistill.policies import OF_EVERY_VIEW, ViewPolicy
+from maskdistill.presets import Preset
 from maskdistill.training.checkpoint import (
     FoundCheckpoint,
     check_same,
@@ -96,18 +98,17 @@ def build_state(
                 drop_path=config.drop_path,
             )
         vit = MaskedViT(backbone, config.apply)
-        head = DINOHead(
-            _embedding_width(vit, config),
-            config.out_dim,
-            hidden_dim=config.hidden_dim,
-            bottleneck_dim=config.bottleneck_dim,
-            norm_last_layer=config.norm_last_layer,
-        )
+        objective = build_objective(config.objective or "dino", config)
+        head = _head(_embedding_width(vit, config), config)
+        _check_objective(objective, config, vit)
+        patch_head = None
+        if config.patch_head == "own" and _needs_patches(objective):
+            patch_head = _head(_patch_width(vit, config), config)
     if processes.device.type == "cpu" and (
         config.precision == "bfloat16" or _is_short(vit, config)
     ):
         unfuse_attention(vit)
-    student = MultiCropWrapper(vit, head).to(processes.device)
+    student = MultiCropWrapper(vit, head, patch_head).to(processes.device)
     _check_policy(policy, config, vit)
     if vit.mask_token is not None and not policy.masks_student:
         # Without a gradient it would stop data parallelism.
@@ -116,12 +117,7 @@ def build_state(
         backbone
     ):  # nor has it one: it lies behind the embedding
         parameter.requires_grad_(False)
-    objective = DINOLoss(
-        config.out_dim,
-        student_temp=config.student_temp,
-        center_momentum=config.center_momentum,
-        centering=config.centering,
-    ).to(processes.device)
+    objective = objective.to(processes.device)
     teacher = make_teacher(student)
     if config.compile:
         for network in (student, teacher):
@@ -138,6 +134,57 @@ def build_state(
         parameter_groups(student, decay_tokens=config.decay_tokens), fused=True
     )
     return TrainState(wrapped, teacher, objective, optimizer)
+
+
+def _head(width: int, config: TrainingConfig) -> DINOHead:
+    assert config.out_dim is not None
+    return DINOHead(
+        width,
+        config.out_dim,
+        hidden_dim=config.hidden_dim,
+        bottleneck_dim=config.bottleneck_dim,
+        norm_last_layer=config.norm_last_layer,
+    )
+
+
+def _needs_patches(objective: Objective) -> bool:
+    return any(loss.needs_patches for loss, _ in objective.terms().values())
+
+
+def _check_objective(objective: Objective, config: TrainingConfig, vit: MaskedViT) -> None:
+    """Refuse losses that the settings and the model do not go with."""
+    terms = objective.terms()
+    if not any(isinstance(loss, DINOLoss) for loss, _ in terms.values()):
+        raise ValueError(
+            f"the objective {config.objective} needs a loss between the class tokens of different "
+            "views, from which the backbone learns to see an image as a whole: add dino or msn."
+        )
+    whole = [name for name, (loss, _) in terms.items() if not loss.in_parts]
+    if whole and config.accumulate > 1:
+        raise ValueError(
+            f"accumulate={config.accumulate} changes {config.objective}, which compares the images "
+            "of a whole batch. Leave one of them out."
+        )
+    if not _needs_patches(objective):
+        return
+    if config.apply == "drop":
+        raise ValueError(
+            f"the objective {config.objective} compares hidden patches, of which apply='drop' "
+            "leaves nothing. Use apply='token'."
+        )
+    rows, columns = vit.grid(config.image_size, config.image_size)
+    with torch.no_grad(), evaluating(vit):
+        tokens = vit.tokens(_empty_image(vit, config.image_size))
+    if tokens.patches.shape[1] != rows * columns:
+        raise ValueError(
+            f"{vit.name} gives {tokens.patches.shape[1]} patch tokens of {rows}x{columns} patches, "
+            f"so that the objective {config.objective} cannot compare them. Use a plain ViT."
+        )
+
+
+def _patch_width(vit: MaskedViT, config: TrainingConfig) -> int:
+    with torch.no_grad(), evaluating(vit):
+        return vit.tokens(_empty_image(vit, config.image_size)).patches.shape[2]
 
 
 def classifier_parameters(backbone: nn.Module) -> list[nn.Parameter]:
@@ -440,6 +487,9 @@ class Trainer:
             self.agreement.by_main(lambda: bool(import_wandb(project)))
         self.feed = Feed(images, config, self.processes, self.agreement)
         self._per_epoch = self.feed.steps_per_epoch
+        if config.objective is None:
+            own = policy.trainable if isinstance(policy, Preset) else "dino"
+            config = dataclasses.replace(config, objective=own)
         self.config = config.resolved(self.feed.count, self.processes.world)
         self.total_steps = self.config.total_steps(self._per_epoch)
         self.step = 0
@@ -629,6 +679,7 @@ class Trainer:
         c, total = self.config, self.total_steps
         assert c.momentum is not None
         assert c.warmup_epochs is not None
+        assert c.warmup_patch_temp_epochs is not None
         epoch = step // self._per_epoch
         warmup = min(round(c.warmup_epochs * self._per_epoch), total)
         peak = c.lr * c.batch_size * self.processes.world / 256
@@ -638,6 +689,9 @@ class Trainer:
             momentum=cosine_with_warmup(step, total, c.momentum, 1.0),
             teacher_temp=linear_by_epoch(
                 epoch, c.warmup_teacher_temp_epochs, c.warmup_teacher_temp, c.teacher_temp
+            ),
+            patch_temp=linear_by_epoch(
+                epoch, c.warmup_patch_temp_epochs, c.warmup_patch_temp, c.patch_temp
             ),
             progress=step / total,
             freeze_last_layer=step < c.freeze_last_layer * self._per_epoch,

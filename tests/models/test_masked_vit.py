@@ -462,3 +462,84 @@ def test_other_channels_and_patch_sizes() -> None:
         hidden = ~md.mask_pixels(torch.ones_like(x), mask, (8, 4)).bool()
         torch.testing.assert_close(vit(torch.where(hidden, 9 * x, x), mask), vit(x, mask))
         vit.unwrap()
+
+
+# --- Tokens
+
+
+@torch.no_grad()
+def test_tokens_say_which_patches_they_are() -> None:
+    pixels = images()
+    mask = md.RandomMasker(0.5)(len(pixels), (4, 4))
+    for apply in ("token", "drop", "pixel"):
+        vit = md.MaskedViT(build(), apply).eval()
+        tokens = vit.tokens(pixels, mask)
+        whole = vit.forward_features(pixels, mask)
+        assert torch.equal(torch.cat([tokens.prefix, tokens.patches], dim=1), whole)
+        torch.testing.assert_close(tokens.embedding, vit.embed(pixels, mask))
+        if apply != "drop":
+            assert tokens.visible is None
+            continue
+        assert tokens.visible is not None
+        shown = torch.ones_like(mask).scatter(1, tokens.visible, False)
+        assert torch.equal(shown, mask)
+        assert vit.tokens(pixels).visible is None
+
+
+@torch.no_grad()
+def test_tokens_of_other_kinds_of_models() -> None:
+    pixels = torch.randn(2, 3, 64, 64)
+    swin = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=64, window_size=2, num_classes=0
+    )
+    tokens = md.MaskedViT(swin).eval().tokens(pixels, md.RandomMasker(0.5)(2, (2, 2)))
+    assert (tokens.grid, tokens.patches.shape, tokens.prefix.shape[1]) == ((2, 2), (2, 4, 768), 0)
+    torch.testing.assert_close(tokens.embedding, tokens.patches.mean(dim=1))
+
+    class Dict(torch.nn.Module):
+        """DINOv2's own model returns a dict."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch_embed = torch.nn.Conv2d(3, 8, 16, 16)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            tokens = self.patch_embed(x).flatten(2).transpose(1, 2)
+            return {
+                "x_norm_clstoken": tokens.mean(dim=1),
+                "x_norm_regtokens": tokens[:, :2],
+                "x_norm_patchtokens": tokens,
+            }
+
+    tokens = md.MaskedViT(Dict(), "pixel", patch_size=16).tokens(pixels)
+    assert (tokens.prefix.shape, tokens.patches.shape) == ((2, 3, 8), (2, 16, 8))
+    pooling = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 16, 16), torch.nn.Flatten())
+    with pytest.raises(ValueError, match="no tokens .* of patches"):
+        md.MaskedViT(pooling, "pixel", patch_size=16).tokens(pixels)
+
+
+def test_a_frozen_model_stays_frozen() -> None:
+    token = md.MaskedViT(build().requires_grad_(False)).mask_token
+    assert token is not None
+    assert not token.requires_grad
+
+
+class Lists(nn.Module):
+    """A model that takes a list of crops, and asserts that they are square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, 8, 8, 8)
+
+    def forward(self, crops: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+        assert isinstance(crops, list)
+        return torch.stack([self.patch_embed(crop).mean(dim=(2, 3)) for crop in crops])
+
+
+def test_errors_of_the_model_are_its_own() -> None:
+    with pytest.raises(ValueError, match="in a dry run.*AssertionError in forward, line [0-9]+"):
+        md.MaskedViT(Lists(), patch_size=8)
+    vit = md.MaskedViT(Lists(), "pixel", patch_size=8)
+    assert vit([torch.zeros(1, 3, 16, 16)]).shape == (1, 1, 8)
+    with pytest.raises(RuntimeError, match="expected input"):
+        vit([torch.zeros(1, 4, 16, 16)])

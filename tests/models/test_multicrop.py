@@ -46,6 +46,23 @@ def test_masks_reach_their_crops(net: md.MultiCropWrapper) -> None:
         torch.testing.assert_close(output.features[2 * i : 2 * i + 2], net.backbone(crop, mask))
 
 
+@torch.no_grad()
+def test_patch_tokens_of_the_first_crops(net: md.MultiCropWrapper) -> None:
+    crops = [torch.randn(3, 3, size, size) for size in (32, 32, 16)]
+    masks = [md.RandomMasker(0.5)(3, (4, 4)), None, None]
+    plain, output = net(crops, masks), net(crops, masks, patches=2)
+    assert plain.patches is None
+    torch.testing.assert_close(output.logits, plain.logits)
+    torch.testing.assert_close(output.features, plain.features)
+    for i in range(2):
+        tokens = net.backbone.forward_features(crops[i], masks[i])[:, 1:]
+        torch.testing.assert_close(output.patches[3 * i : 3 * i + 3], tokens)
+    torch.testing.assert_close(
+        net.mean_patch_scores(output.patches),
+        net.score_patches(output.patches.flatten(0, 1)).mean(dim=0, keepdim=True),
+    )
+
+
 def test_create_backbone_refuses_what_is_no_vit() -> None:
     with pytest.raises(ValueError, match=r"no model 'vit_tinny.*Did you mean vit_tiny"):
         create_backbone("vit_tinny_patch16_224", 32, 8)

@@ -18,6 +18,7 @@ LR, MIN_LR, WARMUP_EPOCHS = 0.016, 1e-6, 2  # 0.016 for a batch of 256: a peak o
 WEIGHT_DECAY, WEIGHT_DECAY_END = 0.04, 0.4
 MOMENTUM, CLIP, FREEZE_EPOCHS = 0.9, 0.15, 1
 TEMP_START, TEMP_END, TEMP_EPOCHS = 0.04, 0.07, 3
+PATCH_TEMP_START, PATCH_TEMP_END = 0.05, 0.09
 
 
 def fill_weights(model: nn.Module) -> None:
@@ -43,3 +44,17 @@ def crops(step: int) -> list[Tensor]:
         noise = torch.from_numpy(random.standard_normal((BATCH, 3, size, size))).float()
         views.append(image + 0.3 * noise)
     return views
+
+
+def masks(step: int) -> Tensor:
+    """Return which patches of the two global views are hidden, ``(2 * BATCH, N)`` bool.
+
+    Every third view has no hidden patch, and the others have different numbers of them.
+    """
+    random = np.random.RandomState(2000 + step)
+    patches = (IMAGE // PATCH) ** 2
+    hidden = np.zeros((2 * BATCH, patches), dtype=bool)
+    for row in range(2 * BATCH):
+        if row % 3:
+            hidden[row, random.permutation(patches)[: random.randint(6, 33)]] = True
+    return torch.from_numpy(hidden)

@@ -36,7 +36,16 @@ RUNS: dict[str, dict[str, Any]] = {
     "fsdp": {"sharding": "fsdp"},
     "fsdp, accumulated": {"sharding": "fsdp", "accumulate": 2},
     "sinkhorn": {"centering": "sinkhorn_knopp"},
+    "ibot": {"objective": "dino+ibot", "sharding": "fsdp", "accumulate": 2},
+    "ibot, sinkhorn, own head": {
+        "objective": "dino+ibot",
+        "centering": "sinkhorn_knopp",
+        "patch_head": "own",
+    },
+    "msn": {"objective": "msn"},
 }
+# Settings that change the result; the others change how it is computed.
+OF_THE_RESULT = {"centering", "objective", "patch_head"}
 if not can_shard_on_cpu():
     RUNS = {name: changes for name, changes in RUNS.items() if "sharding" not in changes}
 sharded = pytest.mark.skipif(not can_shard_on_cpu(), reason="this torch shards on GPUs alone")
@@ -46,9 +55,10 @@ def trained(processes: Processes, policy: md.ViewPolicy | None = None, **changes
     """Train for ten steps on eight images a step, over all processes."""
     settings = {**TINY, "drop_path": 0.0, "epochs": 20, **changes}
     settings["batch_size"] = 8 // processes.world
-    trainer = Trainer(
-        TrainingConfig(**settings), Noise(), policy or md.ViewPolicy.none(), processes=processes
-    )
+    if policy is None:  # no draw, so that all processes hide the same
+        still = md.masking.CheckerboardMasker(random=False)
+        policy = md.ViewPolicy(student_global=still if "objective" in changes else None)
+    trainer = Trainer(TrainingConfig(**settings), Noise(), policy, processes=processes)
     for step, crops in zip(range(STEPS), trainer._batches(), strict=False):
         trainer.step = step
         trainer._run_step(crops)
@@ -152,7 +162,7 @@ def alone(**changes: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_make_the_step_of_one(folder: Path, name: str) -> None:
-    one = alone(**{k: v for k, v in RUNS[name].items() if k == "centering"})
+    one = alone(**{k: v for k, v in RUNS[name].items() if k in OF_THE_RESULT})
     two = torch.load(folder / f"{name}.pt")
     assert one.keys() == two.keys()
     for key in one:
@@ -197,18 +207,19 @@ def test_a_sharded_state_can_be_put_back(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "policy",
+    ("policy", "objective"),
     [
-        md.ViewPolicy.symmetric(md.RandomMasker(md.Uniform(0.1, 0.7))),
-        md.AsymmetricMaskPolicy(md.AttentionGuidedMasker(0.5, temperature=0.1)),
+        (md.ViewPolicy.symmetric(md.RandomMasker(md.Uniform(0.1, 0.7))), "dino"),
+        (md.AsymmetricMaskPolicy(md.AttentionGuidedMasker(0.5, temperature=0.1)), "dino"),
+        (md.AsymmetricMaskPolicy(md.BlockMasker(0.4).sometimes(0.5)), "dino+ibot"),
     ],
-    ids=["random", "attention"],
+    ids=["random", "attention", "patches"],
 )
-def test_parts_of_a_batch_make_its_step(policy: md.ViewPolicy) -> None:
-    """Masks, the centre and the average are the whole batch's."""
+def test_parts_of_a_batch_make_its_step(policy: md.ViewPolicy, objective: str) -> None:
+    """Masks, the centres and the average are the whole batch's."""
     processes = Processes(0, 1, torch.device("cpu"))
-    whole = trained(processes, policy)
-    split = trained(processes, policy, accumulate=4)
+    whole = trained(processes, policy, objective=objective)
+    split = trained(processes, policy, objective=objective, accumulate=4)
     for key, value in everything(whole).items():
         torch.testing.assert_close(everything(split)[key], value, rtol=0, atol=1e-5, msg=key)
 
@@ -221,5 +232,8 @@ def test_parts_must_be_equal(build: Build) -> None:
     crops = [torch.zeros(4, 3, 16, 16)] * 2
     with pytest.raises(ValueError, match="4 images does not divide into accumulate=3"):
         train_step(trainer.state, crops, trainer.policy, settings)
+    for objective in ("dino+koleo", "msn"):
+        with pytest.raises(ValueError, match="compares the images of a whole batch"):
+            build(accumulate=2, objective=objective)
     with pytest.raises(ValueError, match="sharding must be one of"):
         build(sharding="zero")

@@ -62,8 +62,10 @@ def test_a_run_leaves_what_it_promises(build: Build, tmp_path: Path) -> None:
     assert report.images_per_second > 0
     lines = read_metrics(out / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
-    assert set(lines[0]) >= {*StepMetrics._fields, "lr", "weight_decay", "momentum",
-                             "teacher_temp", "epoch", "images_per_second"}  # fmt: skip
+    assert set(lines[0]) >= {
+        "loss", "grad_norm", "teacher_entropy", "feature_spread", "lr", "weight_decay", "momentum",
+        "teacher_temp", "epoch", "images_per_second",
+    }  # fmt: skip
     assert list(out.glob("events.out.tfevents.*"))
     assert latest_checkpoint(out).step == 12
     assert not list(out.rglob("*.tmp"))
@@ -221,8 +223,30 @@ def test_defaults_scale_with_the_data() -> None:
     assert (mini.out_dim, mini.local_size) == (4096, 24)
     tiny = TrainingConfig(epochs=1, batch_size=10).resolved(1000)
     assert (tiny.out_dim, tiny.momentum) == (256, 0.98)
-    chosen = TrainingConfig(out_dim=7, momentum=0.5, local_size=32, warmup_epochs=0)
+    chosen = TrainingConfig(
+        out_dim=7, momentum=0.5, local_size=32, warmup_epochs=0, warmup_patch_temp_epochs=3
+    )
     assert chosen.resolved(1000) == chosen
+    assert imagenet.warmup_patch_temp_epochs == 30
+
+
+def test_each_loss_of_an_objective_is_logged(build: Build, tmp_path: Path) -> None:
+    preset = md.presets.dinov2()
+    trainer = fit(build(policy=preset, log_every=1), tmp_path)
+    assert trainer.config.objective == "dino+ibot+koleo"
+    for line in read_metrics(tmp_path / "metrics.jsonl"):
+        assert line["loss"] == pytest.approx(
+            line["loss_dino"] + line["loss_ibot"] + 0.1 * line["loss_koleo"], rel=1e-5
+        )
+    assert build(policy=preset, objective="dino").config.objective == "dino"
+    assert build(policy=md.ViewPolicy.none()).config.objective == "dino"
+    with pytest.raises(ValueError, match="of which apply='drop' leaves nothing"):
+        build(policy=md.AsymmetricMaskPolicy(md.RandomMasker(0.5)), apply="drop",
+              objective="dino+ibot")  # fmt: skip
+    with pytest.raises(ValueError, match="an objective is a sum such as"):
+        build(objective="ibot+dinov2")
+    with pytest.raises(ValueError, match="needs a loss between the class tokens"):
+        build(objective="ibot", policy=md.ViewPolicy.none())
 
 
 # --- What goes wrong
