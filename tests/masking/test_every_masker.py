@@ -121,7 +121,20 @@ def test_what_is_wrong_is_refused(name: str) -> None:
                 masker(2, (4, 4), **{**right, signal: torch.full((2, 16), torch.nan)})
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+# One for each way to draw; the complete profile compiles one of each class.
+COMPILED = {
+    "random", "block", "multi-block", "noise red", "attention most", "cluster", "scene", "mixture",
+    "exactly", "total",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in COMPILED else pytest.param(name, marks=pytest.mark.long)
+        for name in ONE_OF_EACH_KIND
+    ],
+)
 def test_compiles_without_a_graph_break(name: str) -> None:
     masker = TABLE[name].masker
     if isinstance(masker, md.Mixture) and torch.__version__ < "2.7":
