@@ -176,6 +176,8 @@ class Preset(ViewPolicy):
         return "\n".join(lines)
 
     def __repr__(self) -> str:
+        if ALL[self.name](**self.arguments) != self:  # changed since, by dataclasses.replace
+            return super().__repr__()
         accepted = inspect.signature(ALL[self.name]).parameters
         given = [
             repr(value)
@@ -251,15 +253,17 @@ def asymmetric(ratio: Ratio = 0.3) -> Preset:
 
 
 @method
-def ibot(ratio: Ratio = IBOT_RATIO, p: Scalar = 0.5) -> Preset:
+def ibot(ratio: Ratio = IBOT_RATIO, p: Scalar = 0.5, global_crops: int = 2) -> Preset:
     """Mask blocks of half of the student's global views, as iBOT does.
 
     Args:
         ratio: share of patches to hide in a masked view; by default uniform in 0.1 to 0.5.
         p: probability that a view is masked; a schedule can begin with none.
+        global_crops: number of global views; this library's trainer takes two.
     """
     return Preset(
         student_global=BlockMasker(ratio, min_patches=None, exact=False).sometimes(p),
+        global_crops=global_crops,
         title="iBOT",
         apply="token",
         objectives=("dino", "ibot"),
@@ -383,10 +387,16 @@ def mst(ratio: Ratio = 1 / 8, p: Ratio = 0.5) -> Preset:
 
 
 @method
-def msn(ratio: float = 0.15) -> Preset:
-    """Drop random patches of the student's global views, the same for the whole batch."""
+def msn(ratio: float = 0.15, global_crops: int = 2) -> Preset:
+    """Drop random patches of the student's global views, the same for the whole batch.
+
+    Args:
+        ratio: share of patches to drop.
+        global_crops: number of global views; this library's trainer takes two.
+    """
     return Preset(
         student_global=RandomMasker(ratio).shared(),
+        global_crops=global_crops,
         title="MSN",
         apply="drop",
         objectives=("msn",),

@@ -217,3 +217,16 @@ def test_the_pictures_are_small() -> None:
     files = list((DOCS / "img" / "methods").iterdir())
     assert len(files) == 2 * len(presets.NAMES)
     assert sum(file.stat().st_size for file in files) < 1_500_000
+
+
+def test_a_changed_preset_does_not_claim_to_be_the_old_one() -> None:
+    one = dataclasses.replace(md.presets.msn(), global_crops=1)
+    assert repr(one) == (
+        "ViewPolicy(student_global=RandomMasker(0.15).shared(), student_local=None, "
+        "teacher_global=None, global_crops=1)"
+    )
+    for build in (md.presets.ibot, md.presets.msn):
+        three = build(global_crops=3)
+        assert repr(three) == f"presets.{build.__name__}(global_crops=3)"
+        masks = three([torch.zeros(2, 3, 32, 32)] * 4, patch_size=8)
+        assert [mask is None for mask in masks.student] == [False] * 3 + [True]
