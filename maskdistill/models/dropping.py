@@ -118,9 +118,9 @@ class Dropping:
             count = None if count is None else count * rows * columns
         return visible_indices(mask, count)
 
-    def run(self, call: Callable[..., Any], images: Tensor, **arguments: Any) -> Any:
+    def run(self, call: Callable[..., Any], images: Tensor, *given: Any, **arguments: Any) -> Any:
         """Call the model, or a method of its own, while tokens are dropped."""
-        return call(images, **arguments)
+        return call(images, *given, **arguments)
 
     def remove(self) -> None:
         """Take the hooks away again."""
@@ -168,12 +168,12 @@ class NaFlexDropping(SlotDropping):
         super().__init__(model, request)
         self.remove()
 
-    def run(self, call: Callable[..., Any], images: Tensor, **arguments: Any) -> Any:
+    def run(self, call: Callable[..., Any], images: Tensor, *given: Any, **arguments: Any) -> Any:
         """Call the model, its own flag but not its children's in training mode, the slot filled."""
         training = self.model.training
         self.model.training, self.model.patch_drop = True, self.slot
         try:
-            return super().run(call, images, **arguments)
+            return super().run(call, images, *given, **arguments)
         finally:
             self.model.training = training
             self.remove()
@@ -205,7 +205,7 @@ class BlockDropping(Dropping):
         for bias in self._biases:
             bias.remove()
 
-    def run(self, call: Callable[..., Any], images: Tensor, **arguments: Any) -> Any:
+    def run(self, call: Callable[..., Any], images: Tensor, *given: Any, **arguments: Any) -> Any:
         """Call the model, unless a backward would run its blocks again when the mask is gone."""
         if torch.is_grad_enabled() and any(
             getattr(module, "grad_checkpointing", False)
@@ -217,7 +217,7 @@ class BlockDropping(Dropping):
                 "checkpointing would run again without the mask. Switch that off, or use "
                 "apply='token'."
             )
-        return super().run(call, images, **arguments)
+        return super().run(call, images, *given, **arguments)
 
     def _drop(self, module: nn.Module, inputs: Any, named: Any) -> Any:
         if self.request.keep is None:

@@ -276,6 +276,21 @@ class MaskedViT(Transparent):
         """Return what the wrapped model's ``forward_features`` returns: all tokens, normalised."""
         return self._run("forward_features", images, mask, arguments)
 
+    def forward_intermediates(
+        self, images: Tensor, *given: Any, mask: Tensor | PatchMask | None = None, **arguments: Any
+    ) -> Any:
+        """Return what timm's ``forward_intermediates`` does, with its arguments, masked.
+
+        After a drop there is no map of tokens, so ask for sequences: ``output_fmt="NLC"``.
+        """
+        return self._run("forward_intermediates", images, mask, arguments, given)
+
+    def get_intermediate_layers(
+        self, images: Tensor, *given: Any, mask: Tensor | PatchMask | None = None, **arguments: Any
+    ) -> Any:
+        """Return what the model's ``get_intermediate_layers`` does, with its arguments, masked."""
+        return self._run("get_intermediate_layers", images, mask, arguments, given)
+
     def embed(
         self,
         images: Tensor,
@@ -448,14 +463,15 @@ class MaskedViT(Transparent):
         images: Tensor,
         mask: Tensor | PatchMask | None,
         arguments: dict[str, Any],
+        given: tuple[Any, ...] = (),
     ) -> Any:
         images = self._begin(images, mask)
         try:
             call = self.backbone if method == "forward" else getattr(self.backbone, method)
             if self._request.keep is not None and self._dropping is not None:
-                output = self._dropping.run(call, images, **arguments)
+                output = self._dropping.run(call, images, *given, **arguments)
             else:
-                output = call(images, **arguments)
+                output = call(images, *given, **arguments)
             for recorder in self._request.recorders:
                 recorder.check_recorded()
             return output

@@ -518,6 +518,25 @@ def test_tokens_of_other_kinds_of_models() -> None:
         md.MaskedViT(pooling, "pixel", patch_size=16).tokens(pixels)
 
 
+@torch.no_grad()
+@every_application
+def test_intermediate_layers_are_masked(apply: str) -> None:
+    pixels = images()
+    mask = md.RandomMasker(0.5)(len(pixels), (4, 4))
+    vit = md.MaskedViT(build(), apply).eval()  # type: ignore[arg-type]
+    last, layers = vit.forward_intermediates(
+        pixels, 2, mask=mask, output_fmt="NLC", return_prefix_tokens=True
+    )
+    assert torch.equal(last, vit.forward_features(pixels, mask))
+    assert len(layers) == 2
+    assert layers[0][0].shape[1] == (8 if apply == "drop" else 16)
+    (layer,) = vit.get_intermediate_layers(pixels, n=1, mask=mask, norm=True)
+    torch.testing.assert_close(layer, last[:, vit.prefix_tokens :])
+    assert torch.equal(
+        vit.get_intermediate_layers(pixels)[0], vit.backbone.get_intermediate_layers(pixels)[0]
+    )
+
+
 def test_a_frozen_model_stays_frozen() -> None:
     token = md.MaskedViT(build().requires_grad_(False)).mask_token
     assert token is not None
