@@ -16,7 +16,15 @@ from torch.overrides import TorchFunctionMode
 import maskdistill as md
 from tests.models.families import SMALL, build, images
 
-every_family = pytest.mark.parametrize("name", SMALL)
+# They take long, and others here have stems and blocks like theirs.
+LARGE = {
+    "coatnet_nano_rw_224", "tiny_vit_5m_224", "efficientformer_l1", "visformer_tiny",
+    "nextvit_small", "mvitv2_base_cls",
+}  # fmt: skip
+every_family = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long) if name in LARGE else name for name in SMALL],
+)
 
 # What they refuse, and the word of the reason that must be given.
 NO_TOKEN = {"crossvit_tiny_240": "branches", "tnt_s_legacy_patch16_224": "pixel tokens"}

@@ -475,7 +475,7 @@ def test_dtype_and_gradients_stay() -> None:
     assert {p.dtype for p in target.parameters()} == {torch.bfloat16}
     assert all(a is b for a, b in zip(parameters, target.parameters(), strict=True))
     assert not any(p.requires_grad for p in target.backbone.parameters())
-    assert target.mask_token.requires_grad
+    assert not target.mask_token.requires_grad, "of a frozen model"
     assert target.training
     expected = source.state_dict()["norm.bias"].half().bfloat16()
     assert torch.equal(target.backbone.norm.bias, expected)
