@@ -122,10 +122,7 @@ def test_what_is_wrong_is_refused(name: str) -> None:
 
 
 # One for each way to draw; the complete profile compiles one of each class.
-COMPILED = {
-    "random", "block", "multi-block", "noise red", "attention most", "cluster", "scene", "mixture",
-    "exactly", "total",
-}  # fmt: skip
+COMPILED = {"random", "block", "noise red", "cluster", "scene", "mixture", "total"}
 
 
 @pytest.mark.parametrize(
@@ -288,8 +285,8 @@ def test_exact_means_exact_in_ten_thousand_cases(
 
 @pytest.mark.parametrize("kind", sorted(set(EXACT) - {"dpp", "cluster", "learned"}))
 def test_exact_in_large_batches_and_grids(kind: str) -> None:
-    check_exact(kind, 0.37, 4096, (14, 14), 0)
-    check_exact(kind, 0.37, 16, (64, 64), 1)
+    check_exact(kind, 0.37, 1024, (14, 14), 0)
+    check_exact(kind, 0.37, 4, (64, 64), 1)
 
 
 def test_each_mention_is_a_fresh_draw() -> None:
